@@ -1,0 +1,49 @@
+"""Errors that a user can act on.
+
+Everything derived from :class:`UserError` is printed by the command line as one line, without a
+traceback, and ends the process with status 2. The message says what is wrong *and* what to do.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class ItrdError(Exception):
+    """Base of every error raised on purpose by this package."""
+
+
+class UserError(ItrdError):
+    """Something the caller can mend: a name, a path, a file, a setting."""
+
+
+class UnknownNameError(UserError, KeyError):
+    """A model, method or dataset that does not exist; names the closest one that does."""
+
+    def __init__(self, kind: str, name: str, known: Iterable[str], *, hint: str = "") -> None:
+        names = sorted(known)
+        folded = {n.lower(): n for n in names}
+        close = difflib.get_close_matches(name.lower(), folded, n=1, cutoff=0.5)
+        meant = f"; did you mean {folded[close[0]]!r}?" if close else ""
+        tail = hint or f"known: {', '.join(names)}"
+        super().__init__(f"unknown {kind} {name!r}{meant} ({tail})")
+
+    def __str__(self) -> str:  # KeyError would print the repr of the message
+        return str(self.args[0])
+
+
+class DataError(UserError):
+    """A dataset is missing, damaged, or not what was asked for."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint is missing, damaged, unsafe, or for another architecture."""
+
+
+class RunFolderError(UserError):
+    """An output folder cannot be used."""
+
+
+class TrainingError(ItrdError):
+    """Training stopped because a number is no longer finite."""
