@@ -27,9 +27,15 @@ class FeatureNet(nn.Module):
     """A classifier that shows its intermediate features.
 
     Subclasses implement :meth:`features` and :meth:`classify`, and list the modules that the
-    two-stage methods train (:meth:`get_feat_modules`).
+    two-stage methods train (:meth:`get_feat_modules`). A map that was returned is never modified
+    afterwards.
+
+    Attributes:
+        arch: the public name, set by :func:`itrd.models.create_model`; empty when built by hand.
+        num_classes: number of classes K.
     """
 
+    arch: str = ""
     num_classes: int
 
     def features(self, images: Tensor, preact: bool = False) -> tuple[Tensor, tuple[Tensor, ...], Tensor]:

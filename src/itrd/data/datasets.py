@@ -1,0 +1,216 @@
+"""What a dataset is, and the one table of the datasets there are."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass, replace
+from functools import cached_property
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from itrd.errors import DataError, UnknownNameError
+
+if TYPE_CHECKING:  # importing this module must stay cheap: the command line does it at every start
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """What there is to know about a dataset without reading it."""
+
+    name: str
+    title: str
+    classes: int
+    train_size: int
+    test_size: int
+    image_shape: tuple[int, int, int]  # channels, height, width
+    licence: str
+    citation: str
+    source: str  # how it is obtained
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """One split: images uint8 (N, C, H, W), C-contiguous, and labels int64 (N,)."""
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+
+    def __post_init__(self) -> None:
+        images, labels = self.images, self.labels
+        if images.dtype != "uint8" or images.ndim != 4 or not images.flags.c_contiguous:
+            raise DataError(
+                f"images must be a contiguous uint8 array (N, C, H, W), not {images.dtype} {images.shape}"
+            )
+        if labels.dtype != "int64" or labels.shape != images.shape[:1]:
+            raise DataError(
+                f"labels must be int64 ({len(images)},), one an image, not {labels.dtype} {labels.shape}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True, eq=False)
+class ImageDataset:
+    """Two splits of labelled images and how they are normalised and augmented.
+
+    ``mean`` and ``std`` are per channel, for pixels scaled to [0, 1]. ``padding`` (pixels on every
+    side, before a random crop) and ``flip`` say what augmentation the dataset is trained with.
+    """
+
+    name: str
+    num_classes: int
+    class_names: tuple[str, ...]
+    train: Split
+    test: Split
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    padding: int
+    flip: bool
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """The sha256 (hex) over shapes, pixels and labels of both splits."""
+        digest = hashlib.sha256()
+        for split in (self.train, self.test):
+            digest.update(repr(split.images.shape).encode())
+            digest.update(split.images.data)
+            digest.update(split.labels.astype("<i8").tobytes())  # same bytes on every machine
+        return digest.hexdigest()
+
+    def subset(self, train: int | None = None, test: int | None = None, seed: int = 0) -> ImageDataset:
+        """Return the dataset with ``train`` and ``test`` images left in its splits (None: all).
+
+        Classes are balanced to within one image where they have enough. The choice depends on the
+        seed and the labels only, and a smaller subset lies within every larger one of that seed.
+        The images keep their order. The name tells: ``cifar100[train=2000]``.
+
+        Raises:
+            DataError: a split does not hold that many images, or the number is not positive.
+        """
+        if train is None and test is None:
+            return self
+        sizes = [f"{key}={size}" for key, size in (("train", train), ("test", test)) if size is not None]
+        seeds = [f"seed={seed}"] if seed else []
+        return replace(
+            self,
+            name=f"{self.name}[{','.join(sizes + seeds)}]",
+            train=self._choose("train", train, seed),
+            test=self._choose("test", test, seed),
+        )
+
+    def _choose(self, which: str, size: int | None, seed: int) -> Split:
+        import numpy as np
+
+        split: Split = getattr(self, which)
+        if size is None:
+            return split
+        if not 1 <= size <= len(split):
+            raise DataError(
+                f"cannot take {size} {which} images of {self.name}: choose between 1 and {len(split)}"
+            )
+        # The raw output of a bit generator never changes between numpy versions; shuffles may.
+        keys = np.random.PCG64(seed).random_raw(len(split))
+        rank = np.empty(len(split), dtype=np.int64)  # place of an image within its class
+        for label in range(self.num_classes):
+            members = np.flatnonzero(split.labels == label)
+            rank[members[np.argsort(keys[members], kind="stable")]] = np.arange(len(members))
+        chosen = np.sort(np.lexsort((split.labels, rank))[:size])  # round robin over the classes
+        return Split(np.ascontiguousarray(split.images[chosen]), split.labels[chosen])
+
+
+_KRIZHEVSKY = (
+    "A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images, technical report, "
+    "University of Toronto, 2009"
+)
+
+# name -> what it is, and "module:function" of a loader (name, root) -> ImageDataset
+_TABLE: dict[str, tuple[DatasetInfo, str]] = {
+    info.name: (info, loader)
+    for info, loader in (
+        (
+            DatasetInfo(
+                name="cifar100",
+                title="CIFAR-100, 100 classes of small photographs",
+                classes=100,
+                train_size=50_000,
+                test_size=10_000,
+                image_shape=(3, 32, 32),
+                licence="none stated by its authors; cite the report",
+                citation=_KRIZHEVSKY,
+                source="itrd datasets --download cifar100 (169 MB)",
+            ),
+            "itrd.data.cifar:load",
+        ),
+        (
+            DatasetInfo(
+                name="cifar10",
+                title="CIFAR-10, 10 classes of small photographs",
+                classes=10,
+                train_size=50_000,
+                test_size=10_000,
+                image_shape=(3, 32, 32),
+                licence="none stated by its authors; cite the report",
+                citation=_KRIZHEVSKY,
+                source="itrd datasets --download cifar10 (170 MB)",
+            ),
+            "itrd.data.cifar:load",
+        ),
+        (
+            DatasetInfo(
+                name="digits",
+                title="handwritten digits, 8x8 enlarged to 32x32 with three equal channels",
+                classes=10,
+                train_size=1_000,
+                test_size=797,
+                image_shape=(3, 32, 32),
+                licence="CC BY 4.0",
+                citation=(
+                    "E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, "
+                    "UCI Machine Learning Repository, 1998"
+                ),
+                source="comes with scikit-learn; nothing to download",
+            ),
+            "itrd.data.digits:load",
+        ),
+    )
+}
+
+
+def list_datasets() -> list[str]:
+    """Return the names that :func:`load_dataset` knows."""
+    return list(_TABLE)
+
+
+def describe_dataset(name: str) -> DatasetInfo:
+    """Return what is known about a dataset without reading it.
+
+    Raises:
+        UnknownNameError: there is no such dataset.
+    """
+    if name not in _TABLE:
+        raise UnknownNameError("dataset", name, _TABLE)
+    return _TABLE[name][0]
+
+
+def load_dataset(name: str, root: str | os.PathLike[str] = "data", *, download: bool = False) -> ImageDataset:
+    """Read a dataset from the folder ``root``; with ``download``, fetch it first where it is missing.
+
+    Raises:
+        UnknownNameError: there is no such dataset.
+        DataError: it is missing, damaged, or altered since it was first read.
+    """
+    describe_dataset(name)
+    module, function = _TABLE[name][1].split(":")
+    if download and name != "digits":
+        from itrd.data.cifar import LAYOUTS, find_folder
+        from itrd.data.download import download_dataset
+
+        if find_folder(LAYOUTS[name], Path(root)) is None:
+            download_dataset(name, root)
+    dataset: ImageDataset = getattr(import_module(module), function)(name, Path(root))
+    return dataset

@@ -1,0 +1,85 @@
+"""Which image is seen when in an epoch, and in which view.
+
+The plan depends on (seed, epoch) alone: it is the same on every device and needs no state to resume.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from itrd.seeds import derive
+
+
+@dataclass(frozen=True, eq=False)
+class EpochPlan:
+    """The order of one epoch: image ``order[i]`` is seen in view ``views[i]``.
+
+    ``order`` and ``views`` are int64 (N,). Iterating yields (indices, views), both (B,), in batches
+    of ``batch_size``; the last one may be smaller.
+    """
+
+    order: Tensor
+    views: Tensor
+    batch_size: int
+
+    def __len__(self) -> int:
+        """The number of batches."""
+        return -(-len(self.order) // self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return zip(self.order.split(self.batch_size), self.views.split(self.batch_size), strict=True)
+
+    def to(self, device: torch.device | str) -> EpochPlan:
+        """Return the plan on a device: one copy for the whole epoch."""
+        return EpochPlan(self.order.to(device), self.views.to(device), self.batch_size)
+
+
+def plan_epoch(
+    n: int,
+    num_views: int,
+    batch_size: int,
+    *,
+    seed: int,
+    epoch: int,
+    shuffle: bool = True,
+    augment: bool = True,
+) -> EpochPlan:
+    """Draw the plan of one epoch over ``n`` images, on the CPU.
+
+    Args:
+        n: number of images.
+        num_views: of :class:`itrd.data.device.DeviceImages`.
+        batch_size: images in a batch; the last batch holds what is left.
+        seed: of the run.
+        epoch: number of the epoch.
+        shuffle: draw a permutation; otherwise the images come in their own order.
+        augment: draw the views evenly; otherwise every image is seen as it is.
+
+    Raises:
+        ValueError: a number is not positive.
+    """
+    if min(n, num_views, batch_size) < 1:
+        raise ValueError(f"need positive numbers, not {n=}, {num_views=}, {batch_size=}")
+    order = torch.randperm(n, generator=_generator(seed, epoch, "order")) if shuffle else torch.arange(n)
+    if augment:
+        views = torch.randint(num_views, (n,), generator=_generator(seed, epoch, "views"))
+    else:
+        views = torch.full((n,), center_view(num_views))
+    return EpochPlan(order, views, batch_size)
+
+
+def center_view(num_views: int) -> int:
+    """Return the view that shows the image as it is: the middle crop, not flipped.
+
+    The number of crops, (2p+1)^2, is odd: an even number of views means there are flipped ones.
+    """
+    flips = 1 if num_views % 2 else 2
+    return num_views // flips // 2 * flips
+
+
+def _generator(seed: int, epoch: int, purpose: str) -> torch.Generator:
+    return torch.Generator("cpu").manual_seed(derive(seed, purpose, epoch))

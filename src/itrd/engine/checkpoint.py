@@ -1,0 +1,211 @@
+"""Weights in and out, and the full state of an interrupted run.
+
+Nothing here executes what a file says: ``.pth`` files are read with torch's weights-only unpickler (plus
+``argparse.Namespace``, an inert container that the original scripts stored), everything else is safetensors.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import io
+import json
+import os
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_safetensors
+from safetensors.torch import save as save_safetensors
+from torch import Tensor, nn
+
+from itrd.engine.files import sync_folder, write_atomically
+from itrd.errors import CheckpointError
+
+_MAGIC = b"itrd-checkpoint-1 "
+_HEADER = len(_MAGIC) + 64 + 1
+
+
+# --- weights ---------------------------------------------------------------------------------------------
+
+
+def save_weights(path: Path, net: nn.Module, metadata: Mapping[str, str]) -> None:
+    """Write a network's state dict as safetensors, with string metadata."""
+    state = {key: value.detach().cpu().contiguous() for key, value in net.state_dict().items()}
+    write_atomically(path, save_safetensors(state, dict(metadata)))
+
+
+def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read a state dict and its metadata from a ``.safetensors`` or ``.pth`` file.
+
+    Of a ``.pth`` file the entries ``model``, ``net`` or ``state_dict`` are understood, and a plain state dict.
+    A ``backbone.`` prefix is dropped together with ``auxiliary`` entries.
+
+    Raises:
+        CheckpointError: missing, damaged, or asking for code to be executed.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"cannot read checkpoint {path}: {error.strerror}") from None
+    if path.suffix == ".safetensors":
+        try:
+            state = load_safetensors(content)
+        except (SafetensorError, ValueError) as error:
+            raise CheckpointError(
+                f"{path} is not a complete safetensors file ({error}); fetch or train it again"
+            ) from None
+        header = int.from_bytes(content[:8], "little")
+        return state, _metadata(content[8 : 8 + header])
+    loaded = _weights_only(io.BytesIO(content), str(path))
+    return _state_dict(loaded, path), {}
+
+
+def load_into(net: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """Load a state dict strictly.
+
+    Raises:
+        CheckpointError: keys or shapes differ; names the architecture that does fit, if one does.
+    """
+    wanted = {key: tuple(value.shape) for key, value in net.state_dict().items()}
+    given = {key: tuple(value.shape) for key, value in state.items()}
+    # Files from before torch 0.4.1 have no batch counters; torch fills them in.
+    counters = {key for key in wanted if key.endswith("num_batches_tracked")}
+    missing = [key for key in wanted if key not in given and key not in counters]
+    unexpected = [key for key in given if key not in wanted]
+    wrong = [key for key in wanted if key in given and given[key] != wanted[key]]
+    if missing or unexpected or wrong:
+        difference = (
+            f"{wrong[0]} has shape {given[wrong[0]]} instead of {wanted[wrong[0]]}"
+            if wrong
+            else f"{len(missing)} entries missing ({', '.join(missing[:2])}), {len(unexpected)} unexpected "
+            f"({', '.join(unexpected[:2])})"
+        )
+        fitting = fitting_architectures(state)
+        advice = f"it fits {' or '.join(fitting)}" if fitting else "it fits no network of `itrd models`"
+        name = getattr(net, "arch", type(net).__name__)
+        raise CheckpointError(f"{source} is not a checkpoint of {name}: {difference}; {advice}")
+    absent = counters - given.keys()
+    # A plain dict carries no version metadata, so torch accepts absent counters and leaves them at zero.
+    net.load_state_dict({**state, **{key: torch.tensor(0) for key in absent}}, strict=True)
+
+
+def fitting_architectures(state: Mapping[str, Tensor]) -> list[str]:
+    """Names of the benchmark networks whose state dict has exactly these keys and shapes."""
+    from itrd.models import create_model, list_models
+
+    shapes = {k: tuple(v.shape) for k, v in state.items() if not k.endswith("num_batches_tracked")}
+    found = []
+    with torch.device("meta"):
+        for name in list_models():
+            net = create_model(name, num_classes=classes_in(state) or 100)
+            own = {
+                k: tuple(v.shape)
+                for k, v in net.state_dict().items()
+                if not k.endswith("num_batches_tracked")
+            }
+            if own == shapes:
+                found.append(name)
+    return found
+
+
+def classes_in(state: Mapping[str, Tensor]) -> int | None:
+    """Number of classes of a benchmark network's checkpoint, if it can be told."""
+    for key in ("fc.bias", "linear.bias", "classifier.bias", "classifier.0.bias"):
+        if key in state and state[key].ndim == 1:
+            return int(state[key].shape[0])
+    return None
+
+
+def _metadata(header: bytes) -> dict[str, str]:
+    return {str(k): str(v) for k, v in json.loads(header).get("__metadata__", {}).items()}
+
+
+def _weights_only(stream: io.BytesIO, source: str) -> Any:
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(stream, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = str(error)
+        if "GLOBAL" in reason or "Unsupported" in reason or "not an allowed global" in reason:
+            raise CheckpointError(
+                f"{source} is refused: it asks for more than weights, and reading it could execute code; "
+                "ask its author for a safetensors file or a plain state dict"
+            ) from None
+        raise CheckpointError(
+            f"{source} is not a readable checkpoint (damaged?); fetch or train it again"
+        ) from None
+    except Exception:  # torch raises many types for damaged files
+        raise CheckpointError(
+            f"{source} is not a readable checkpoint (damaged?); fetch or train it again"
+        ) from None
+
+
+def _state_dict(loaded: Any, path: Path) -> dict[str, Tensor]:
+    for key in ("model", "net", "state_dict"):
+        if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
+            loaded = loaded[key]
+            break
+    if not isinstance(loaded, Mapping):
+        raise CheckpointError(f"{path} holds no weights (expected an entry 'model' or a state dict)")
+    state = {str(key): value for key, value in loaded.items() if isinstance(value, Tensor)}
+    if any(key.startswith("backbone.") for key in state):
+        state = {k.removeprefix("backbone."): v for k, v in state.items() if not k.startswith("auxiliary")}
+    state = {key.removeprefix("module."): value for key, value in state.items()}
+    if not state:
+        raise CheckpointError(f"{path} holds no weights (expected an entry 'model' or a state dict)")
+    return state
+
+
+# --- full state of a run ---------------------------------------------------------------------------------
+
+
+def save_state(path: Path, state: Mapping[str, Any]) -> None:
+    """Write a run's full state atomically, with its checksum inside; the previous one is kept beside it."""
+    buffer = io.BytesIO()
+    torch.save(dict(state), buffer)
+    body = buffer.getvalue()
+    header = _MAGIC + hashlib.sha256(body).hexdigest().encode() + b"\n"
+    previous = _previous(path)
+    if path.exists():
+        spare = path.with_name(f".{previous.name}.new")
+        spare.unlink(missing_ok=True)
+        os.link(path, spare)
+        os.replace(spare, previous)
+    write_atomically(path, header + body)
+    sync_folder(path.parent)
+
+
+def load_state(path: Path) -> tuple[dict[str, Any], str | None]:
+    """Read a run's full state, or the previous one if the latest is damaged.
+
+    Returns:
+        The state, and a message if the previous one had to be used.
+
+    Raises:
+        CheckpointError: neither is there and whole.
+    """
+    reasons = []
+    for candidate in (path, _previous(path)):
+        try:
+            content = candidate.read_bytes()
+        except OSError as error:
+            reasons.append(f"{candidate.name}: {error.strerror}")
+            continue
+        body = content[_HEADER:]
+        expected = content[len(_MAGIC) : _HEADER - 1]
+        if not content.startswith(_MAGIC) or hashlib.sha256(body).hexdigest().encode() != expected:
+            reasons.append(f"{candidate.name}: checksum does not match")
+            continue
+        state = _weights_only(io.BytesIO(body), str(candidate))
+        return state, f"{reasons[0]}; continuing from {candidate.name}" if reasons else None
+    raise CheckpointError(
+        f"no usable checkpoint in {path.parent} ({'; '.join(reasons)}); start again in another folder"
+    )
+
+
+def _previous(path: Path) -> Path:
+    return path.with_name(f"{path.stem}.prev{path.suffix}")

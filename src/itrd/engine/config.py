@@ -1,0 +1,187 @@
+"""Typed settings of a run. No torch here: the command line is built from these classes.
+
+Defaults are the CIFAR-100 protocol that the published tables share (240 epochs, batch 64, SGD).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from itrd.errors import UserError
+
+PROTOCOL_EPOCHS = 240
+PROTOCOL_MILESTONES = (150, 180, 210)
+
+# Networks that the protocol trains at 0.01 instead of 0.05.
+_SLOW_LEARNERS = ("MobileNetV2", "ShuffleV1", "ShuffleV2")
+
+# Settings that say where and how a run executes, not what it computes.
+_INCIDENTAL = frozenset({"out", "resume", "device", "tensorboard", "data_root", "download", "progress"})
+
+
+@dataclass(kw_only=True)
+class RunConfig:
+    """What training a teacher and distilling a student have in common.
+
+    Args:
+        data: dataset: cifar100, cifar10 or digits.
+        data_root: folder that holds the datasets.
+        download: fetch the dataset first if it is not there.
+        train_subset: train on this many images, the same number of each class (default: all).
+        test_subset: test on this many images, the same number of each class (default: all).
+        epochs: passes over the training set.
+        batch_size: images per step; the last, smaller batch of an epoch is kept.
+        learning_rate: initial rate (default: 0.05; 0.01 for MobileNetV2, ShuffleV1 and ShuffleV2).
+        milestones: epochs after which the rate is multiplied by lr_decay (default: 5/8, 6/8 and 7/8 of the
+            epochs, which for 240 are the protocol's 150, 180, 210).
+        lr_decay: factor applied at each milestone.
+        momentum: SGD momentum.
+        weight_decay: L2 penalty on every parameter.
+        nesterov: Nesterov momentum.
+        seed: seed of weights, data order and augmentation.
+        device: auto, cpu, cuda or cuda:N.
+        precision: fp32, or bf16 automatic mixed precision.
+        channels_last: keep images and weights in channels-last order, which is faster on most hardware.
+        out: run folder (default: runs/ followed by a name made from the settings).
+        resume: continue the run that this folder holds.
+        tensorboard: write TensorBoard events into the run folder.
+        progress: show a live progress display.
+    """
+
+    data: str | None = None
+    data_root: str = "data"
+    download: bool = False
+    train_subset: int | None = None
+    test_subset: int | None = None
+    epochs: int = PROTOCOL_EPOCHS
+    batch_size: int = 64
+    learning_rate: float | None = None
+    milestones: list[int] | None = None
+    lr_decay: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    nesterov: bool = False
+    seed: int = 0
+    device: str = "auto"
+    precision: Literal["fp32", "bf16"] = "fp32"
+    channels_last: bool = True
+    out: str | None = None
+    resume: bool = False
+    tensorboard: bool = True
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.learning_rate is not None and not self.learning_rate > 0:
+            raise UserError(f"learning_rate must be positive, got {self.learning_rate}")
+        if self.milestones is not None and sorted(set(self.milestones)) != list(self.milestones):
+            raise UserError(f"milestones must increase, got {self.milestones}")
+
+    @property
+    def trained_model(self) -> str:
+        """Name of the network that this run trains."""
+        raise NotImplementedError
+
+    def resolved(self) -> RunConfig:
+        """Return a copy in which every default that depends on other settings is written out."""
+        rate = self.learning_rate
+        if rate is None:
+            rate = 0.01 if self.trained_model in _SLOW_LEARNERS else 0.05
+        milestones = self.milestones
+        if milestones is None:
+            scaled = (round(self.epochs * m / PROTOCOL_EPOCHS) for m in PROTOCOL_MILESTONES)
+            milestones = sorted({m for m in scaled if m >= 1})
+        return dataclasses.replace(
+            self, data=self.data or "digits", learning_rate=rate, milestones=milestones
+        )
+
+    def identity(self) -> dict[str, Any]:
+        """Every setting that decides the result; two runs of equal identity are the same run."""
+        values = dataclasses.asdict(self)
+        return {key: value for key, value in values.items() if key not in _INCIDENTAL}
+
+    def run_name(self) -> str:
+        """Name of the default run folder."""
+        raise NotImplementedError
+
+    def protocol(self) -> str:
+        """Label the schedule: ``protocol`` for the published CIFAR-100 recipe, else ``custom``."""
+        mine = self.resolved()
+        defaults: dict[str, Any] = {
+            f.name: f.default for f in dataclasses.fields(RunConfig) if f.name in _SCHEDULE
+        }
+        published = dataclasses.replace(mine, **defaults, data="cifar100").resolved()
+        return "protocol" if mine == published else "custom"
+
+
+# What the published schedule fixes; anything else here makes a run another track.
+_SCHEDULE = frozenset(
+    "train_subset test_subset epochs batch_size learning_rate milestones lr_decay momentum "
+    "weight_decay nesterov".split()
+)
+
+
+@dataclass(kw_only=True)
+class TrainConfig(RunConfig):
+    """Train one network on labels alone.
+
+    Args:
+        model: name of the network (`itrd models` lists them).
+    """
+
+    model: str
+
+    @property
+    def trained_model(self) -> str:
+        """The network."""
+        return self.model
+
+    def run_name(self) -> str:
+        """``data-model-seedN``."""
+        return f"{self.data}-{self.model}-seed{self.seed}"
+
+
+@dataclass(kw_only=True)
+class DistillConfig(RunConfig):
+    """Train a student with the help of a frozen teacher.
+
+    Args:
+        teacher: run folder or checkpoint of the teacher (.pth or .safetensors), NAME:FILE where the file
+            does not tell the architecture, or the name of a network whose published checkpoint lies under
+            save/models.
+        student: name of the network to train (`itrd models` lists them).
+        method: what to add to the cross-entropy: a method (`itrd methods` lists them), with settings as in
+            itrd(alpha=1.5), or a weighted sum such as kd + 0.8*itrd or 0.1*ce + 0.9*kd.
+        ce_weight: weight of the cross-entropy (default: the method's published weight; 1 in sums).
+        track: reference reproduces the published code's side effects on batch norms; clean avoids them.
+    """
+
+    teacher: str
+    student: str
+    method: str = "itrd"
+    ce_weight: float | None = None
+    track: Literal["reference", "clean"] = "reference"
+
+    @property
+    def trained_model(self) -> str:
+        """The student."""
+        return self.student
+
+    def run_name(self) -> str:
+        """``data-teacher-student-method-seedN``."""
+        parts = (self.data, _tidy(self.teacher), self.student, _tidy(self.method), f"seed{self.seed}")
+        return "-".join(str(part) for part in parts)
+
+
+def _tidy(text: str) -> str:
+    text = text.rstrip("/").rpartition("/")[2] if "/" in text else text
+    return "".join(c if c.isalnum() or c in "_.=" else "_" for c in text).strip("_")
+
+
+def milestone_rate(base: float, decay: float, milestones: list[int], epoch: int) -> float:
+    """Learning rate of an epoch counted from 1: base * decay^(number of milestones before it)."""
+    return base * decay ** sum(milestone < epoch for milestone in milestones)

@@ -1,0 +1,38 @@
+"""Devices and precisions."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+from itrd.errors import UserError
+
+
+def resolve_device(name: str) -> torch.device:
+    """Turn ``auto``, ``cpu``, ``cuda`` or ``cuda:N`` into a device.
+
+    Raises:
+        UserError: no such device here.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"unknown device {name!r}; use auto, cpu, cuda or cuda:N") from None
+    if device.type == "cuda" and (
+        not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()
+    ):
+        raise UserError(
+            f"device {name!r} is not available here ({torch.cuda.device_count()} CUDA devices); use --device cpu"
+        )
+    return device
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
+    """Return the automatic-casting context of a precision: fp32 (none) or bf16."""
+    if precision == "fp32":
+        return nullcontext()
+    # Frozen weights would be cached as bf16 copies across steps of a captured graph; casting is cheap.
+    return torch.autocast(device.type, dtype=torch.bfloat16)

@@ -1,0 +1,115 @@
+"""The folder of one run: who may use it, and what it holds.
+
+config.yaml           the settings, as `--config` reads them
+checkpoint.pt         full state for --resume; checkpoint.prev.pt is the one before
+metrics.jsonl         one line per epoch
+events.out.tfevents*  TensorBoard
+last.safetensors      weights after the last epoch: the result
+best.safetensors      weights of the epoch with the best test accuracy
+result.json           settings, provenance, curve, last and best epoch
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import yaml
+from filelock import FileLock, Timeout
+
+from itrd.engine.config import RunConfig
+from itrd.engine.files import write_atomically
+from itrd.errors import RunFolderError
+
+
+class RunFolder:
+    """A run's folder, locked while it is open.
+
+    Nothing is created before :meth:`open`. A folder that holds another run, or this one without ``resume``,
+    is refused before anything is written.
+    """
+
+    def __init__(self, path: Path, config: RunConfig) -> None:
+        self.path = path
+        self._config = config
+        self._lock: FileLock | None = None
+
+    checkpoint = property(lambda self: self.path / "checkpoint.pt")
+    metrics = property(lambda self: self.path / "metrics.jsonl")
+    result = property(lambda self: self.path / "result.json")
+    last = property(lambda self: self.path / "last.safetensors")
+    best = property(lambda self: self.path / "best.safetensors")
+    settings = property(lambda self: self.path / "config.yaml")
+
+    def check(self) -> None:
+        """Refuse a folder that cannot be used, without touching it.
+
+        Raises:
+            RunFolderError: it holds another run, is not empty, or cannot be written.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise RunFolderError(f"{self.path} is a file; choose another folder with --out")
+        occupied = self.path.is_dir() and any(p.name != ".lock" for p in self.path.iterdir())
+        if occupied:
+            if not self.settings.is_file():
+                raise RunFolderError(
+                    f"{self.path} is not empty and holds no run; choose another folder with --out"
+                )
+            self._check_same_run()
+        elif self._config.resume:
+            raise RunFolderError(
+                f"nothing to resume: {self.path} holds no run; leave out --resume to start one"
+            )
+        parent = next(p for p in (self.path, *self.path.absolute().parents) if p.exists())
+        if not os.access(parent, os.W_OK) or not parent.is_dir():
+            raise RunFolderError(f"cannot write into {parent}; choose another folder with --out")
+
+    def _check_same_run(self) -> None:
+        try:
+            held = yaml.safe_load(self.settings.read_text())
+            assert isinstance(held, dict)
+        except (OSError, yaml.YAMLError, AssertionError, UnicodeDecodeError):
+            raise RunFolderError(f"{self.settings} is damaged; choose another folder with --out") from None
+        mine = _plain(self._config.identity())
+        different = [key for key in mine if held.get(key) != mine[key]]
+        if different:
+            shown = ", ".join(f"{key} {held.get(key)!r} not {mine[key]!r}" for key in different[:3])
+            raise RunFolderError(f"{self.path} holds another run ({shown}); choose another folder with --out")
+        if not self._config.resume:
+            raise RunFolderError(
+                f"{self.path} already holds this run; continue it with --resume or choose another folder with --out"
+            )
+
+    def open(self) -> RunFolder:
+        """Create the folder, lock it, and write the settings.
+
+        Raises:
+            RunFolderError: not usable, or another process is using it.
+        """
+        self.check()
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = FileLock(self.path / ".lock")
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise RunFolderError(
+                f"another process is using {self.path}; wait for it or choose another --out"
+            ) from None
+        except OSError as error:
+            raise RunFolderError(
+                f"cannot write into {self.path}: {error.strerror}; choose another --out"
+            ) from None
+        content = yaml.safe_dump(_plain(self._config.identity()), sort_keys=False)
+        write_atomically(self.settings, content.encode())
+        return self
+
+    def close(self) -> None:
+        """Release the lock."""
+        if self._lock is not None:
+            self._lock.release()
+
+
+def _plain(values: dict[str, Any]) -> dict[str, Any]:
+    return json.loads(json.dumps(values))

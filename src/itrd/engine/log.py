@@ -1,0 +1,141 @@
+"""What a run tells while it runs: a display for people, JSONL and TensorBoard for programs."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console as RichConsole
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from itrd.engine.files import write_atomically
+from itrd.engine.folder import RunFolder
+
+if TYPE_CHECKING:
+    from itrd.engine.trainer import Epoch
+
+
+class EpochLog:
+    """Per-epoch metrics: ``metrics.jsonl`` and TensorBoard events in the run folder.
+
+    On resume both are cut back to the epochs that the checkpoint knows.
+    """
+
+    def __init__(self, folder: RunFolder | None, history: list[dict[str, Any]], *, tensorboard: bool) -> None:
+        self._folder = folder
+        self._writer: Any = None
+        if folder is None:
+            return
+        write_atomically(folder.metrics, "".join(map(_line, history)).encode())
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(str(folder.path), purge_step=len(history) + 1)
+
+    def add(self, epoch: dict[str, Any]) -> None:
+        """Write one epoch."""
+        if self._folder is None:
+            return
+        with self._folder.metrics.open("a") as file:
+            file.write(_line(epoch))
+        if self._writer is not None:
+            for name, value in _scalars(epoch).items():
+                self._writer.add_scalar(name, value, epoch["epoch"])
+            self._writer.flush()
+
+    def close(self) -> None:
+        """Finish the TensorBoard file."""
+        if self._writer is not None:
+            self._writer.close()
+
+
+def _line(epoch: dict[str, Any]) -> str:
+    return json.dumps(epoch) + "\n"
+
+
+def _scalars(epoch: dict[str, Any]) -> dict[str, float]:
+    flat = {"learning_rate": epoch["learning_rate"], "images_per_second": epoch["images_per_second"]}
+    for group in ("train", "test"):
+        flat |= {f"{group}/{name}": value for name, value in epoch[group].items()}
+    return flat
+
+
+class Quiet:
+    """A display that shows nothing."""
+
+    def __enter__(self) -> Quiet:
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        """Do nothing."""
+
+    def step(self, epoch: int, images: int) -> None:
+        """One step is done; ``images`` of this epoch are."""
+
+    def epoch(self, epoch: Epoch) -> None:
+        """One epoch is done."""
+
+    def message(self, text: str) -> None:
+        """Say something."""
+
+
+class Console(Quiet):
+    """Progress on standard error: a live bar in a terminal, one line per epoch everywhere."""
+
+    def __init__(self, epochs: int, images_per_epoch: int) -> None:
+        self._epochs = epochs
+        self._images = images_per_epoch
+        self._console = RichConsole(stderr=True, highlight=False)
+        self._rate = 0.0
+        self._started = time.perf_counter()
+        self._done = 0
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[rate]:,.0f} images/s"),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self._console,
+            transient=True,
+            disable=not self._console.is_terminal,
+        )
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> Console:
+        self._progress.start()
+        self._task = self._progress.add_task("", total=self._epochs * self._images, rate=0.0)
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        self._progress.stop()
+
+    def step(self, epoch: int, images: int) -> None:
+        """Advance the bar."""
+        if self._progress.disable or self._task is None:
+            return
+        self._done += 1
+        if self._done == 1:
+            self._started, self._first = time.perf_counter(), (epoch - 1) * self._images + images
+        completed = (epoch - 1) * self._images + images
+        seconds = time.perf_counter() - self._started
+        rate = (completed - self._first) / seconds if seconds > 0 else 0.0
+        self._progress.update(
+            self._task, completed=completed, rate=rate, description=f"epoch {epoch}/{self._epochs}"
+        )
+
+    def epoch(self, epoch: Epoch) -> None:
+        """Print the epoch's line."""
+        terms = "  ".join(
+            f"{name} {value:.3f}" for name, value in epoch.train.items() if not name.startswith("top")
+        )
+        self._console.print(
+            f"epoch {epoch.epoch:>{len(str(self._epochs))}}/{self._epochs}  test {epoch.test['top1']:.2f}%  "
+            f"train {epoch.train['top1']:.2f}%  {terms}  lr {epoch.learning_rate:g}  "
+            f"{epoch.images_per_second:,.0f} images/s",
+            soft_wrap=True,
+        )
+
+    def message(self, text: str) -> None:
+        """Print a line."""
+        self._console.print(text, soft_wrap=True)

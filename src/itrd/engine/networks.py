@@ -1,0 +1,94 @@
+"""From what a user writes for a network to a network with weights."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from itrd.engine.checkpoint import classes_in, load_into, read_weights
+from itrd.engine.files import sha256_of
+from itrd.errors import CheckpointError, UserError
+from itrd.models import create_model, list_models
+
+PUBLISHED = "save/models/{name}_vanilla/ckpt_epoch_240.pth"
+
+
+@dataclass(frozen=True)
+class TrainedNetwork:
+    """A network with weights, and where they come from.
+
+    Attributes:
+        net: the network, in eval mode.
+        arch: its name.
+        num_classes: K.
+        source: file, or ``"given"`` for a module passed in Python.
+        sha256: checksum of the file.
+        data: name of the dataset it was trained on, where the file tells.
+    """
+
+    net: nn.Module
+    arch: str
+    num_classes: int
+    source: str
+    sha256: str | None
+    data: str | None
+
+
+def load_network(spec: str) -> TrainedNetwork:
+    """Load a trained network from a run folder, a file, ``NAME:FILE``, or a published teacher's name.
+
+    Raises:
+        CheckpointError: missing, damaged, unsafe, or for another architecture.
+        UserError: the architecture cannot be told from the file's name or content.
+    """
+    arch, _, rest = spec.partition(":")
+    if arch in list_models() and rest:
+        path = Path(rest)
+    elif spec in list_models():
+        arch, path = spec, Path(PUBLISHED.format(name=spec))
+        if not path.is_file():
+            raise CheckpointError(
+                f"no weights for {spec}: {path} does not exist; fetch the published ones with "
+                f"`sh scripts/fetch_pretrained_teachers.sh`, train it with `itrd train --model {spec}`, "
+                "or give a run folder"
+            )
+    else:
+        arch, path = "", Path(spec)
+    if path.is_dir():
+        path = path / "last.safetensors"
+    if not path.is_file():
+        raise CheckpointError(f"no checkpoint at {path}; give a run folder, a .pth or a .safetensors file")
+    state, metadata = read_weights(path)
+    arch = arch or metadata.get("arch") or architecture_from_path(path) or ""
+    if arch not in list_models():
+        raise UserError(f"cannot tell the architecture of {path}; write NAME:{path}, NAME from `itrd models`")
+    num_classes = int(metadata.get("num_classes") or classes_in(state) or 100)
+    net = create_model(arch, num_classes)
+    load_into(net, state, str(path))
+    return TrainedNetwork(net.eval(), arch, num_classes, str(path), sha256_of(path), metadata.get("data"))
+
+
+def architecture_from_path(path: str | Path) -> str | None:
+    """Tell the architecture from the parent folder's name, as the original scripts do.
+
+    The folder's name is split at "_": the first piece, or the first three if the first is ``wrn``.
+    """
+    pieces = Path(path).parent.name.split("_")
+    name = "_".join(pieces[:3]) if pieces[0] == "wrn" else pieces[0]
+    return name if name in list_models() else None
+
+
+def describe_run(folder: Path) -> dict[str, Any]:
+    """Read ``result.json`` of a finished run.
+
+    Raises:
+        UserError: not a finished run.
+    """
+    try:
+        return json.loads((folder / "result.json").read_text())
+    except (OSError, ValueError):
+        raise UserError(f"{folder} holds no finished run (no readable result.json)") from None

@@ -1,0 +1,141 @@
+"""One run from its settings: find everything, refuse what cannot work, then train."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from itrd.data import load_dataset
+from itrd.data.datasets import ImageDataset
+from itrd.engine.config import DistillConfig, RunConfig, TrainConfig
+from itrd.engine.device import resolve_device
+from itrd.engine.evaluate import evaluate
+from itrd.engine.folder import RunFolder
+from itrd.engine.networks import TrainedNetwork, load_network
+from itrd.engine.task import DistillTask
+from itrd.engine.trainer import Epoch, Result, Trainer
+from itrd.errors import UserError
+from itrd.methods import create_objective
+from itrd.methods.objective import Objective
+from itrd.models import create_model
+from itrd.seeds import derive
+
+Callbacks = Sequence[Callable[[Trainer, Epoch], None]]
+
+
+def build_student(name: str, num_classes: int, seed: int) -> nn.Module:
+    """Create a network whose initial weights are a function of the seed."""
+    torch.manual_seed(derive(seed, "weights"))
+    return create_model(name, num_classes)
+
+
+def get_data(config: RunConfig) -> ImageDataset:
+    """Load the dataset that the settings name, cut to the subsets they ask for."""
+    assert config.data is not None
+    data = load_dataset(config.data, config.data_root, download=config.download)
+    return data.subset(config.train_subset, config.test_subset)
+
+
+@contextmanager
+def prepare_train(config: TrainConfig, callbacks: Callbacks = ()) -> Iterator[Trainer]:
+    """Prepare training on labels alone; everything that can be refused is refused before a file is written."""
+    resolved = config.resolved()
+    assert isinstance(resolved, TrainConfig)
+    resolve_device(resolved.device)
+    with torch.device("meta"):  # a wrong name is refused before the data is read
+        create_model(resolved.model)
+    folder = _folder(resolved)
+    data = get_data(resolved)
+    task = DistillTask(
+        build_student(resolved.model, data.num_classes, resolved.seed), None, create_objective("none")
+    )
+    trainer = Trainer(task, data, resolved, folder=folder, record={"kind": "train"}, callbacks=callbacks)
+    with _opened(folder):
+        yield trainer
+
+
+@contextmanager
+def prepare_distill(
+    config: DistillConfig,
+    callbacks: Callbacks = (),
+    *,
+    teacher: TrainedNetwork | None = None,
+    student: nn.Module | None = None,
+    data: ImageDataset | None = None,
+    objective: Objective | None = None,
+) -> Iterator[Trainer]:
+    """Prepare distillation. Networks, data and objective may be given instead of named.
+
+    Raises:
+        UserError: anything that cannot work, before a file is written.
+    """
+    objective = objective or create_objective(config.method, config.ce_weight)
+    if student is None:
+        with torch.device("meta"):  # a wrong name is refused before the teacher is read
+            create_model(config.student)
+    teacher = teacher or load_network(config.teacher)
+    if config.data is None and data is None:
+        config = replace(config, data=(teacher.data or "").partition("[")[0] or _guess_data(teacher))
+    resolved = config.resolved()
+    assert isinstance(resolved, DistillConfig)
+    resolve_device(resolved.device)
+    folder = _folder(resolved)
+    data = data or get_data(resolved)
+    if teacher.num_classes != data.num_classes:
+        raise UserError(
+            f"the teacher has {teacher.num_classes} classes and {data.name} has {data.num_classes}; "
+            "choose a teacher trained on this dataset, or another --data"
+        )
+    student_net = student or build_student(resolved.student, data.num_classes, resolved.seed)
+    task = DistillTask(student_net, teacher.net, objective, resolved.track)
+    record: dict[str, Any] = {
+        "kind": "distill",
+        "track": resolved.track,
+        "teacher": {"arch": teacher.arch, "source": teacher.source, "sha256": teacher.sha256},
+    }
+    trainer = Trainer(task, data, resolved, folder=folder, record=record, callbacks=callbacks)
+    record["teacher"]["test"] = evaluate(teacher.net, trainer.test_images, resolved.precision)
+    with _opened(folder):
+        yield trainer
+
+
+def run(config: RunConfig, callbacks: Callbacks = ()) -> Result:
+    """Carry out a run described by its settings alone."""
+    if isinstance(config, DistillConfig):
+        with prepare_distill(config, callbacks) as trainer:
+            return trainer.fit()
+    assert isinstance(config, TrainConfig)
+    with prepare_train(config, callbacks) as trainer:
+        return trainer.fit()
+
+
+def _folder(config: RunConfig) -> RunFolder | None:
+    if config.out == "":
+        return None
+    folder = RunFolder(Path(config.out or Path("runs") / config.run_name()), config)
+    folder.check()
+    return folder
+
+
+@contextmanager
+def _opened(folder: RunFolder | None) -> Iterator[None]:
+    if folder is None:
+        yield
+        return
+    folder.open()
+    try:
+        yield
+    finally:
+        folder.close()
+
+
+def _guess_data(teacher: TrainedNetwork) -> str:
+    if teacher.num_classes == 100:
+        return "cifar100"
+    raise UserError(f"{teacher.source} does not say which dataset it was trained on; name it with --data")

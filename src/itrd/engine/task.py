@@ -1,0 +1,82 @@
+"""What one training step computes: networks, objective, and nothing of loops or files."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from itrd.methods.base import Batch, Setup
+from itrd.methods.objective import Objective
+from itrd.models.base import Outputs
+from itrd.models.observe import observer
+
+
+class StepOutput(NamedTuple):
+    """Loss with gradient, student logits, and detached scalars to log."""
+
+    loss: Tensor
+    logits: Tensor
+    terms: dict[str, Tensor]
+
+
+class DistillTask(nn.Module):
+    """A student, a frozen teacher (or none), and the objective between them.
+
+    Args:
+        student: the network to train.
+        teacher: the network to learn from, or None for the student alone. It is put in eval mode, stays
+            there, and never receives a gradient.
+        objective: cross-entropy plus methods.
+        track: ``reference`` or ``clean``, see :meth:`itrd.methods.objective.Objective.preact`.
+    """
+
+    def __init__(
+        self, student: nn.Module, teacher: nn.Module | None, objective: Objective, track: str = "reference"
+    ) -> None:
+        super().__init__()
+        self.student = student
+        self.objective = objective
+        # Kept out of the module tree: not trained, not moved into train mode, not part of checkpoints.
+        self._teacher = [teacher.eval().requires_grad_(False)] if teacher is not None else []
+        self._student_preact, self._teacher_preact = objective.preact(track)
+        self._observe_student = observer(student) if objective.reads else None
+        self._observe_teacher = observer(teacher) if teacher is not None else None
+
+    @property
+    def teacher(self) -> nn.Module | None:
+        """The frozen network, if there is one."""
+        return self._teacher[0] if self._teacher else None
+
+    def setup(self, images: Tensor, num_classes: int, train_labels: Tensor) -> None:
+        """Build the objective's trainable modules from the shapes that a few images give."""
+        if self.teacher is None or not self.objective.reads:
+            return
+        training = self.student.training
+        self.student.eval()
+        with torch.no_grad():
+            student, teacher = self._student_outputs(images), self._teacher_outputs(images)
+        self.student.train(training)
+        assert teacher is not None
+        setup = Setup(student, teacher, self.student, self.teacher, num_classes, train_labels)
+        self.objective.setup(setup)
+        self.objective.to(images.device)
+
+    def forward(self, images: Tensor, batch: Batch) -> StepOutput:
+        """Compute the loss of one batch of normalised images (B, C, H, W)."""
+        teacher = self._teacher_outputs(images)
+        student = self._student_outputs(images)
+        loss, terms = self.objective(student, teacher, batch)
+        return StepOutput(loss, student.logits.detach(), {"loss": loss.detach(), **terms})
+
+    def _student_outputs(self, images: Tensor) -> Outputs:
+        if self._observe_student is None:
+            return Outputs(self.student(images))
+        return self._observe_student(images, self._student_preact)
+
+    def _teacher_outputs(self, images: Tensor) -> Outputs | None:
+        if self._observe_teacher is None or not self.objective.reads:
+            return None
+        with torch.no_grad():
+            return self._observe_teacher(images, self._teacher_preact)

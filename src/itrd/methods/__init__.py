@@ -1,0 +1,87 @@
+"""Distillation methods by name. Importing this package does not import torch."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from itrd.errors import UnknownNameError, UserError
+
+if TYPE_CHECKING:
+    from itrd.methods.base import Batch, Method, Setup
+    from itrd.methods.objective import Objective
+
+# One line per method: name -> "module:class". The command line, the catalogue, the reference tests and the
+# benchmark all read this list.
+METHODS: dict[str, str] = {
+    "none": "none:NoDistillation",
+    "kd": "kd:KD",
+    "itrd": "itrd:ITRD",
+}
+
+__all__ = [
+    "METHODS",
+    "Batch",
+    "Method",
+    "Objective",
+    "Setup",
+    "create_method",
+    "create_objective",
+    "list_methods",
+    "method_class",
+]
+
+
+def list_methods() -> list[str]:
+    """Names that :func:`create_method` accepts."""
+    return list(METHODS)
+
+
+def method_class(name: str) -> type[Method]:
+    """Return the class of a method.
+
+    Raises:
+        UnknownNameError: no such method; the message names the closest one.
+    """
+    if name not in METHODS:
+        raise UnknownNameError("method", name, METHODS)
+    module, _, cls = METHODS[name].partition(":")
+    return getattr(importlib.import_module(f"itrd.methods.{module}"), cls)
+
+
+def create_method(name: str, **settings: Any) -> Method:
+    """Create a method with the paper's defaults, or with the settings given.
+
+    Args:
+        name: one of :func:`list_methods`.
+        settings: keyword arguments of the method's class, for example ``alpha=1.5``.
+
+    Raises:
+        UnknownNameError: no such method.
+        UserError: no such setting, or a value the method refuses.
+    """
+    cls = method_class(name)
+    known = cls.settings()
+    for key in settings:
+        if key not in known:
+            raise UserError(f"method {name!r} has no setting {key!r}; it has: {', '.join(known) or 'none'}")
+    return cls(**settings)
+
+
+def create_objective(method: str | Method | Objective, ce_weight: float | None = None) -> Objective:
+    """Turn ``"kd"``, ``"kd + itrd"``, ``"0.1*ce + 0.9*kd(T=4)"`` or a method into the student's loss.
+
+    See :mod:`itrd.methods.expression` for the notation and :class:`itrd.methods.objective.Objective`
+    for the rules of weights.
+    """
+    from itrd.methods.objective import Objective
+
+    return Objective.create(method, ce_weight)
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("Batch", "Method", "Setup"):
+        return getattr(importlib.import_module("itrd.methods.base"), name)
+    if name == "Objective":
+        return importlib.import_module("itrd.methods.objective").Objective
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

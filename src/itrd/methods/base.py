@@ -1,0 +1,133 @@
+"""What every distillation method is: a module that turns two networks' outputs into named terms.
+
+A method knows tensors only: no loop, no file, no flag. To write one, subclass :class:`Method`, give it
+its name, its paper and what it reads, and implement :meth:`Method.terms`. Everything else has a default.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from itrd.errors import UserError
+from itrd.models.base import Outputs
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a method may know of a batch beside the networks' outputs.
+
+    Attributes:
+        labels: (B,) int64 class labels.
+        indices: (B,) int64 positions of the samples in the training set.
+    """
+
+    labels: Tensor
+    indices: Tensor
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a method may know before training: example outputs (for their shapes), networks, labels.
+
+    Attributes:
+        student: the student's outputs on a small batch, without gradient.
+        teacher: the teacher's outputs on the same batch.
+        student_net: the student.
+        teacher_net: the teacher.
+        num_classes: K.
+        train_labels: (N,) int64 labels of the whole training set.
+    """
+
+    student: Outputs
+    teacher: Outputs
+    student_net: nn.Module
+    teacher_net: nn.Module
+    num_classes: int
+    train_labels: Tensor
+
+
+class Method(nn.Module):
+    """A distillation method: one or more scalar terms of the student's loss.
+
+    Class attributes:
+        name: name on the command line and in :func:`itrd.list_methods`.
+        title: the field's usual name.
+        paper: authors, venue, year, arXiv number.
+        formula: the objective in one line, with the symbols that the code uses.
+        reads: which of ``logits``, ``embedding``, ``maps``, ``stem`` it reads, of both networks.
+        weight: published weight of the method's loss beside cross-entropy.
+        weight_in_sum: its weight inside a sum of methods, where that differs.
+        ce_weight: published weight of the cross-entropy beside it.
+        student_preact, teacher_preact: whether the published code calls the network with ``preact=True``,
+            which gives maps before their activation.
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    paper: ClassVar[str]
+    formula: ClassVar[str]
+    reads: ClassVar[frozenset[str]] = frozenset()
+    weight: ClassVar[float] = 1.0
+    weight_in_sum: ClassVar[float | None] = None
+    ce_weight: ClassVar[float] = 1.0
+
+    student_preact: ClassVar[bool] = False
+    teacher_preact: ClassVar[bool] = False
+
+    def setup(self, setup: Setup) -> None:
+        """Build the method's own trainable modules, once, before training. Default: none."""
+
+    def term_weights(self) -> Mapping[str, float]:
+        """Weight of each term inside the method's loss; a term that is not named has weight 1."""
+        return {}
+
+    def terms(self, student: Outputs, teacher: Outputs, batch: Batch) -> dict[str, Tensor]:
+        """Compute the unweighted scalar terms of one batch.
+
+        Called with automatic casting off and with floating-point inputs of at least single precision.
+        """
+        raise NotImplementedError
+
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> dict[str, Tensor]:
+        """Check, promote to at least float32, and compute :meth:`terms`."""
+        for side, outputs in (("student", student), ("teacher", teacher)):
+            for what in self.reads:
+                value = getattr(outputs, what)
+                if value is None or (what == "maps" and not value):
+                    raise UserError(
+                        f"method {self.name!r} reads {what}, and the {side} does not provide them"
+                    )
+        with torch.autocast(student.logits.device.type, enabled=False):
+            return self.terms(_promote(student), _promote(teacher), batch)
+
+    def loss(self, terms: Mapping[str, Tensor]) -> Tensor:
+        """Weighted sum of the terms."""
+        weights = self.term_weights()
+        weighted = [weights.get(key, 1.0) * value for key, value in terms.items()]
+        return torch.stack(weighted).sum() if len(weighted) > 1 else weighted[0]
+
+    @classmethod
+    def settings(cls) -> dict[str, Any]:
+        """Keyword arguments of the constructor and their defaults."""
+        parameters = inspect.signature(cls.__init__).parameters.values()
+        return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """Promote half precision to float32; leave float32 and float64 alone."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def _promote(outputs: Outputs) -> Outputs:
+    return Outputs(
+        at_least_float32(outputs.logits),
+        None if outputs.embedding is None else at_least_float32(outputs.embedding),
+        tuple(at_least_float32(m) for m in outputs.maps),
+        None if outputs.stem is None else at_least_float32(outputs.stem),
+    )

@@ -1,0 +1,124 @@
+"""The student's loss: cross-entropy plus a weighted sum of methods."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from itrd.errors import UserError
+from itrd.methods import create_method
+from itrd.methods.base import Batch, Method, Setup, at_least_float32
+from itrd.methods.expression import CROSS_ENTROPY, parse
+from itrd.models.base import Outputs
+
+
+class Objective(nn.Module):
+    """L = ce_weight CE(z_s, y) + sum_m w_m L_m.
+
+    Rules where a weight is left out: a single method brings its published weight and its published weight of
+    the cross-entropy; in a sum, each method brings its weight in sums (KD: 1, as in the published CRD+KD) and
+    the cross-entropy has weight 1.
+
+    Args:
+        methods: the methods, each with its weight.
+        ce_weight: weight of the cross-entropy.
+    """
+
+    def __init__(self, methods: Sequence[tuple[float, Method]], ce_weight: float = 1.0) -> None:
+        super().__init__()
+        self.ce_weight = ce_weight
+        self.weights = [weight for weight, _ in methods]
+        self.methods = nn.ModuleList([method for _, method in methods])
+
+    @classmethod
+    def create(cls, method: str | Method | Objective, ce_weight: float | None = None) -> Objective:
+        """Build an objective from the notation of :mod:`itrd.methods.expression` or from a method.
+
+        Raises:
+            UserError: the text is not understood, or a method refuses a setting.
+            UnknownNameError: no such method.
+        """
+        if isinstance(method, Objective):
+            if ce_weight is not None:
+                method.ce_weight = ce_weight
+            return method
+        if isinstance(method, Method):
+            return cls([(method.weight, method)], method.ce_weight if ce_weight is None else ce_weight)
+        terms = parse(method)
+        cross_entropy = [t for t in terms if t.name == CROSS_ENTROPY]
+        made = [(t.weight, create_method(t.name, **t.settings)) for t in terms if t.name != CROSS_ENTROPY]
+        if cross_entropy:
+            if ce_weight is not None:
+                raise UserError(
+                    "the weight of the cross-entropy is given twice: in the method and as ce_weight"
+                )
+            written = cross_entropy[0].weight
+            ce_weight = 1.0 if written is None else written
+        if len(made) == 1:
+            weight, only = made[0]
+            default_ce = only.ce_weight
+            methods = [(only.weight if weight is None else weight, only)]
+        else:
+            default_ce = 1.0
+            methods = [(_weight_in_sum(m) if weight is None else weight, m) for weight, m in made]
+        return cls(methods, default_ce if ce_weight is None else ce_weight)
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """What the methods read of the teacher; empty: no teacher is needed."""
+        return frozenset().union(*(m.reads for m in self._methods()))
+
+    def preact(self, track: str) -> tuple[bool, bool]:
+        """Whether student and teacher are to be called with ``preact=True``.
+
+        On the reference track as the published code of each method does; on the clean track only where maps
+        are read, because the call has a side effect on wide ResNets' batch norms.
+        """
+        asking = [m for m in self._methods() if track == "reference" or "maps" in m.reads]
+        return any(m.student_preact for m in asking), any(m.teacher_preact for m in asking)
+
+    def setup(self, setup: Setup) -> None:
+        """Build the trainable modules of all methods."""
+        for method in self._methods():
+            method.setup(setup)
+
+    def forward(
+        self, student: Outputs, teacher: Outputs | None, batch: Batch
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Compute the loss and its unweighted terms.
+
+        Returns:
+            The scalar loss, and ``{"ce": ..., "<method>[.<term>]": ...}`` detached, unweighted.
+        """
+        ce = F.cross_entropy(at_least_float32(student.logits), batch.labels)
+        total = self.ce_weight * ce
+        shown = {CROSS_ENTROPY: ce.detach()}
+        for weight, method in zip(self.weights, self._methods(), strict=True):
+            if not method.reads:
+                continue
+            assert teacher is not None
+            terms = method(student, teacher, batch)
+            total = total + weight * method.loss(terms)
+            for key, value in terms.items():
+                shown[method.name if key == method.name else f"{method.name}.{key}"] = value.detach()
+        return total, shown
+
+    def describe(self) -> str:
+        """Write the loss out in the notation that :func:`itrd.methods.create_objective` reads."""
+        parts = [f"{self.ce_weight:g}*ce"]
+        for weight, method in zip(self.weights, self._methods(), strict=True):
+            if method.reads:
+                settings = ", ".join(
+                    f"{k}={getattr(method, k)!r}" for k in method.settings() if hasattr(method, k)
+                )
+                parts.append(f"{weight:g}*{method.name}" + (f"({settings})" if settings else ""))
+        return " + ".join(parts)
+
+    def _methods(self) -> list[Method]:
+        return [m for m in self.methods if isinstance(m, Method)]
+
+
+def _weight_in_sum(method: Method) -> float:
+    return method.weight if method.weight_in_sum is None else method.weight_in_sum

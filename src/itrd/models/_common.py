@@ -1,0 +1,73 @@
+"""Small pieces that several architectures share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import cast
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def conv(c_in: int, c_out: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
+    """Build a convolution without bias that keeps the size at stride 1."""
+    return nn.Conv2d(c_in, c_out, kernel, stride, padding=kernel // 2, groups=groups, bias=False)
+
+
+def init_fan_out(net: nn.Module) -> None:
+    """Give all convolutions weights N(0, 2 / (k^2 C_out)) and zero biases (He et al., 2015, fan-out).
+
+    C_out is the full output width, also for grouped and depthwise convolutions. Batch norms keep
+    their default (weight 1, bias 0).
+    """
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+def init_small_classifier(linear: nn.Linear) -> None:
+    """Give a classifier weights N(0, 0.01^2) and zero bias."""
+    nn.init.normal_(linear.weight, std=0.01)
+    nn.init.zeros_(linear.bias)
+
+
+def pool_window(x: Tensor, size: int) -> Tensor:
+    """Average maps (B, C, size, size) to (B, C).
+
+    The original networks pool a fixed window that fits 32x32 images. On larger images that either
+    fails in the classifier, ignores the border, or silently returns more rows than images; here any
+    other size is an error.
+    """
+    height, width = x.shape[-2:]
+    if height != size or width != size:
+        raise ValueError(
+            f"this network takes 32x32 images: its last map must be {size}x{size}, but it is {height}x{width}"
+        )
+    return F.avg_pool2d(x, size).flatten(1)
+
+
+def channel_shuffle(x: Tensor, groups: int) -> Tensor:
+    """Deal the channels of (B, C, H, W) out over the groups, so that the next grouped layer mixes them."""
+    return x.unflatten(1, (groups, -1)).transpose(1, 2).flatten(1, 2)
+
+
+def batch_norms(net: nn.Module, names: Iterable[str]) -> list[nn.BatchNorm2d]:
+    """Return the batch norms of the given dotted names."""
+    return [cast(nn.BatchNorm2d, net.get_submodule(name)) for name in names]
+
+
+class Stage(nn.Sequential):
+    """Units in a row whose last one can leave out its final ReLU.
+
+    Each unit is a module ``unit(x, relu=True)``. With ``relu=False`` the stage returns the
+    pre-activation of its last unit, and the caller applies the ReLU itself.
+    """
+
+    def forward(self, x: Tensor, relu: bool = True) -> Tensor:
+        """Map (B, C_in, H, W) to (B, C_out, H', W')."""
+        *inner, last = self
+        for unit in inner:
+            x = unit(x)
+        return last(x, relu=relu)
