@@ -7,6 +7,7 @@ file that holds something no test reads fails.
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -73,6 +74,15 @@ class Case:
     def labels(self) -> Tensor:
         wanted = self.want["train"]["input"]
         return labels(wanted["seed"], wanted["n"], wanted["step"], self.want["num_classes"])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Batches of 2 and 4 do not repay the cost of more threads, and sums keep one order everywhere."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module", params=golden_files("models"), ids=lambda path: path.stem)
@@ -209,9 +219,7 @@ def test_golden_train_gradients(case: Case, dtype: torch.dtype) -> None:
         if dtype == torch.float64:
             assert np.linalg.norm(np.subtract(got, value_64)) <= GRADIENT_64 * largest + 1e-12
         else:
-            stored_error = np.linalg.norm(np.subtract(value_32, value_64))
-            allowed = 10 * stored_error + GRADIENT_32 * largest + 1e-7
-            assert np.linalg.norm(np.subtract(got, value_32)) <= allowed
+            assert np.linalg.norm(np.subtract(got, value_32)) <= GRADIENT_32 * largest + 1e-7
 
     loss_32, loss_64 = want_32["loss_ce"], want_64["loss_ce"]
     if dtype == torch.float64:

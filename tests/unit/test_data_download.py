@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import socket
@@ -143,7 +144,9 @@ def test_refused_connections_and_bad_addresses(tmp_path: Path, monkeypatch: pyte
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    for address in (f"http://127.0.0.1:{port}", "nonsense", "http://", "file:///etc", "http://[::1"):
+    monkeypatch.setenv("ITRD_DATA_URL", f"http://127.0.0.1:{port}")
+    refused(tmp_path, "Connection refused; try again")
+    for address in ("nonsense", "http://", "file:///etc", "http://[::1"):
         monkeypatch.setenv("ITRD_DATA_URL", address)
         refused(tmp_path, f"cannot download {address.rstrip('/')}/")
 
@@ -205,7 +208,7 @@ def test_damaged_archives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         "is damaged": ARCHIVE[: len(ARCHIVE) // 2],
     }
     for message, archive in cases.items():
-        monkeypatch.setitem(download.MD5, "cifar100", __import__("hashlib").md5(archive).hexdigest())
+        monkeypatch.setitem(download.MD5, "cifar100", hashlib.md5(archive).hexdigest())
         with serve(send(archive)) as address:
             monkeypatch.setenv("ITRD_DATA_URL", address)
             refused(tmp_path, message)

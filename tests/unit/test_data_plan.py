@@ -41,12 +41,8 @@ def test_shuffle_and_augment_are_independent() -> None:
 def test_never_changes() -> None:
     """A published run can be repeated only as long as its plan is the same."""
     plan = plan_epoch(50_000, 162, 64, seed=1, epoch=1)
-    assert plan.order[:5].tolist() == GOLDEN_ORDER
-    assert plan.views[:5].tolist() == GOLDEN_VIEWS
-
-
-GOLDEN_ORDER: list[int] = []
-GOLDEN_VIEWS: list[int] = []
+    assert plan.order[:5].tolist() == [49897, 28978, 19802, 10264, 2846]
+    assert plan.views[:5].tolist() == [36, 39, 157, 78, 45]
 
 
 def test_every_image_once_and_every_view_alike() -> None:

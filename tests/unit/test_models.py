@@ -187,12 +187,10 @@ def test_initial_distributions(name: str) -> None:
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("preact", [False, True])
 def test_returned_features_are_not_modified_afterwards(name: str, preact: bool) -> None:
-    """Every returned tensor equals what a run that ends there gives, and no two share memory."""
+    """Returned tensors are what a run without any in-place operation gives, and no two share memory."""
     torch.manual_seed(0)
     net = create_model(name).train()
     reference = copy.deepcopy(net)
-    versions: list[tuple[Tensor, int]] = []
-
     features, logits = net(images(4), is_feat=True, preact=preact)
     versions = [(f, f._version) for f in features]
     storages = {f.untyped_storage().data_ptr() for f in features}
@@ -205,13 +203,9 @@ def test_returned_features_are_not_modified_afterwards(name: str, preact: bool) 
         assert torch.equal(f, value)
 
     # Without any change in place the features must be the same numbers.
-    for module in reference.modules():
-        if isinstance(module, nn.ReLU):
-            module.inplace = False
-    plain_relu, plain_relu_ = torch.nn.functional.relu, torch.relu_
-    assert plain_relu_ is not None
+    relu = torch.nn.functional.relu
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.nn.functional, "relu", lambda x, inplace=False: plain_relu(x))
+        patch.setattr(torch.nn.functional, "relu", lambda x, inplace=False: relu(x))
         expected, expected_logits = reference(images(4), is_feat=True, preact=preact)
     assert torch.equal(logits, expected_logits)
     for f, g in zip(features, expected, strict=True):
@@ -255,10 +249,10 @@ def test_wrn_statistics_are_updated_twice_only_with_preact() -> None:
 
 
 @pytest.mark.parametrize("name", FIXED_SIZE)
-@pytest.mark.parametrize("size", [24, 64])
+@pytest.mark.parametrize("size", [16, 64])
 def test_fixed_window_refuses_other_image_sizes(name: str, size: int) -> None:
     with torch.device("meta"):
-        net = create_model(name)
+        net = create_model(name).eval()
         with pytest.raises(ValueError, match="takes 32x32 images"):
             net(torch.empty(1, 3, size, size))
 

@@ -206,11 +206,12 @@ def load_dataset(name: str, root: str | os.PathLike[str] = "data", *, download: 
     """
     describe_dataset(name)
     module, function = _TABLE[name][1].split(":")
-    if download and name != "digits":
+    if download:
         from itrd.data.cifar import LAYOUTS, find_folder
-        from itrd.data.download import download_dataset
 
-        if find_folder(LAYOUTS[name], Path(root)) is None:
+        if name in LAYOUTS and find_folder(LAYOUTS[name], Path(root)) is None:
+            from itrd.data.download import download_dataset
+
             download_dataset(name, root)
     dataset: ImageDataset = getattr(import_module(module), function)(name, Path(root))
     return dataset

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import re
 import tarfile
 import tempfile
 import zlib
@@ -82,8 +83,9 @@ def _fetch(name: str, scratch: Path, *, progress: bool) -> Path:
         ) as error:  # requests' errors are OSErrors
             if "hash of downloaded file" in str(error):  # pooch's, a ValueError
                 what = "what came is not the official archive (its checksum differs)"
-            else:
-                what = _one_line(error)
+            else:  # a failed connection comes wrapped in many words
+                cause = re.search(r"\[Errno -?\d+\] [\w ,-]+", str(error))
+                what = cause[0] if cause else _one_line(error)
             raise DataError(
                 f"cannot download {url}: {what}; try again, or name a mirror in {ADDRESS_VARIABLE}"
             ) from None
@@ -181,5 +183,4 @@ def _install(fresh: Path, folder: Path) -> None:
 
 
 def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 300 else text[:297] + "..."
+    return (" ".join(str(error).split()) or type(error).__name__)[:300]

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from itrd.methods.base import Batch, Setup
+from itrd.methods.base import Batch, FirstStage, Method, Setup
 from itrd.methods.objective import Objective
 from itrd.models.base import Outputs
 from itrd.models.observe import observer
@@ -69,6 +69,23 @@ class DistillTask(nn.Module):
         student = self._student_outputs(images)
         loss, terms = self.objective(student, teacher, batch)
         return StepOutput(loss, student.logits.detach(), {"loss": loss.detach(), **terms})
+
+    def first_stage_step(self, method: Method, images: Tensor, batch: Batch) -> StepOutput:
+        """Compute the loss of one batch in a method's first stage: the sum of its terms."""
+        teacher = self._teacher_outputs(images)
+        student = self._student_outputs(images)
+        assert teacher is not None
+        terms = method(student, teacher, batch, first_stage=True)
+        loss = torch.stack(list(terms.values())).sum()
+        shown = {name: value.detach() for name, value in terms.items()}
+        return StepOutput(loss, student.logits.detach(), {"loss": loss.detach(), **shown})
+
+    def first_stage_mode(self, stage: FirstStage) -> list[nn.Parameter]:
+        """Put everything in eval mode but the stage's modules; return the parameters that it trains."""
+        self.eval()
+        for module in stage.modules:
+            module.train()
+        return [p for module in stage.modules for p in module.parameters() if p.requires_grad]
 
     def _student_outputs(self, images: Tensor) -> Outputs:
         if self._observe_student is None:

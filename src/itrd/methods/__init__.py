@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from itrd.errors import UnknownNameError, UserError
 
 if TYPE_CHECKING:
-    from itrd.methods.base import Batch, Method, Setup
+    from itrd.methods.base import Batch, FirstStage, Method, Setup
     from itrd.methods.objective import Objective
 
 # One line per method: name -> "module:class". The command line, the catalogue, the reference tests and the
@@ -19,9 +19,14 @@ METHODS: dict[str, str] = {
     "itrd": "itrd:ITRD",
 }
 
+# Other names the field uses for them.
+ALIASES: dict[str, str] = {}
+
 __all__ = [
+    "ALIASES",
     "METHODS",
     "Batch",
+    "FirstStage",
     "Method",
     "Objective",
     "Setup",
@@ -43,6 +48,7 @@ def method_class(name: str) -> type[Method]:
     Raises:
         UnknownNameError: no such method; the message names the closest one.
     """
+    name = ALIASES.get(name, name)
     if name not in METHODS:
         raise UnknownNameError("method", name, METHODS)
     module, _, cls = METHODS[name].partition(":")
@@ -80,7 +86,7 @@ def create_objective(method: str | Method | Objective, ce_weight: float | None =
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("Batch", "Method", "Setup"):
+    if name in ("Batch", "FirstStage", "Method", "Setup"):
         return getattr(importlib.import_module("itrd.methods.base"), name)
     if name == "Objective":
         return importlib.import_module("itrd.methods.objective").Objective

@@ -52,6 +52,21 @@ class Setup:
     train_labels: Tensor
 
 
+@dataclass(frozen=True)
+class FirstStage:
+    """A stage before the student's own training, with its own optimiser that is dropped afterwards.
+
+    Attributes:
+        modules: what it trains: put in train mode and optimised; everything else stays in eval mode.
+        epochs: passes over the training set, at a constant learning rate.
+        learning_rate: None for the initial rate of the run.
+    """
+
+    modules: tuple[nn.Module, ...]
+    epochs: int = 30
+    learning_rate: float | None = None
+
+
 class Method(nn.Module):
     """A distillation method: one or more scalar terms of the student's loss.
 
@@ -83,6 +98,24 @@ class Method(nn.Module):
     def setup(self, setup: Setup) -> None:
         """Build the method's own trainable modules, once, before training. Default: none."""
 
+    def first_stage(self) -> FirstStage | None:
+        """Describe the stage before the student's training, after :meth:`setup`. Default: there is none."""
+        return None
+
+    def first_stage_terms(self, student: Outputs, teacher: Outputs, batch: Batch) -> dict[str, Tensor]:
+        """Compute the terms of the first stage, whose sum is its loss; called like :meth:`terms`."""
+        raise NotImplementedError
+
+    def start_epoch(self, epoch: int) -> None:
+        """Prepare for an epoch of the main stage, counted from 1 (for warm-ups). Default: nothing."""
+
+    def connect(self, student: Outputs, teacher: Outputs) -> tuple[Outputs, Outputs]:
+        """Apply trainable connectors that may run in reduced precision. Default: return the inputs.
+
+        Called before :meth:`terms`, under the run's automatic casting.
+        """
+        return student, teacher
+
     def term_weights(self) -> Mapping[str, float]:
         """Weight of each term inside the method's loss; a term that is not named has weight 1."""
         return {}
@@ -94,8 +127,10 @@ class Method(nn.Module):
         """
         raise NotImplementedError
 
-    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> dict[str, Tensor]:
-        """Check, promote to at least float32, and compute :meth:`terms`."""
+    def forward(
+        self, student: Outputs, teacher: Outputs, batch: Batch, *, first_stage: bool = False
+    ) -> dict[str, Tensor]:
+        """Check, connect, promote to at least float32, and compute :meth:`terms` (or those of the first stage)."""
         for side, outputs in (("student", student), ("teacher", teacher)):
             for what in self.reads:
                 value = getattr(outputs, what)
@@ -103,8 +138,10 @@ class Method(nn.Module):
                     raise UserError(
                         f"method {self.name!r} reads {what}, and the {side} does not provide them"
                     )
+        student, teacher = self.connect(student, teacher)
+        terms = self.first_stage_terms if first_stage else self.terms
         with torch.autocast(student.logits.device.type, enabled=False):
-            return self.terms(_promote(student), _promote(teacher), batch)
+            return terms(_promote(student), _promote(teacher), batch)
 
     def loss(self, terms: Mapping[str, Tensor]) -> Tensor:
         """Weighted sum of the terms."""

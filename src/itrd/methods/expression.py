@@ -57,6 +57,8 @@ def _summands(node: ast.expr) -> list[ast.expr]:
 
 
 def _term(node: ast.expr, text: str) -> Term:
+    from itrd.methods import ALIASES
+
     weight = None
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult):
         number, node = node.left, node.right
@@ -74,7 +76,7 @@ def _term(node: ast.expr, text: str) -> Term:
         node = node.func
     if not isinstance(node, ast.Name):
         raise _not_understood(text)
-    return Term(node.id, weight, settings)
+    return Term(ALIASES.get(node.id, node.id), weight, settings)
 
 
 def _not_understood(text: str) -> UserError:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from itrd.errors import UserError
 from itrd.methods import create_method
-from itrd.methods.base import Batch, Method, Setup, at_least_float32
+from itrd.methods.base import Batch, FirstStage, Method, Setup, at_least_float32
 from itrd.methods.expression import CROSS_ENTROPY, parse
 from itrd.models.base import Outputs
 
@@ -83,6 +83,16 @@ class Objective(nn.Module):
         """Build the trainable modules of all methods."""
         for method in self._methods():
             method.setup(setup)
+
+    def start_epoch(self, epoch: int) -> None:
+        """Tell all methods which epoch of the main stage begins, counted from 1."""
+        for method in self._methods():
+            method.start_epoch(epoch)
+
+    def first_stages(self) -> list[tuple[Method, FirstStage]]:
+        """Methods that want a stage of their own before the student's training, in order."""
+        stages = [(method, method.first_stage()) for method in self._methods()]
+        return [(method, stage) for method, stage in stages if stage is not None]
 
     def forward(
         self, student: Outputs, teacher: Outputs | None, batch: Batch
