@@ -68,7 +68,9 @@ def test_golden_loss(method: str, name: str, precision: str) -> None:
 
     value = computed.loss.item()
     if precision == "float64":
-        assert value == pytest.approx(info["loss_float64"], abs=1e-9 * max(abs(info["loss_float64"]), 1e-3), rel=0)
+        assert value == pytest.approx(
+            info["loss_float64"], abs=1e-9 * max(abs(info["loss_float64"]), 1e-3), rel=0
+        )
     else:
         allowed = 10 * info["loss_abs_err_float32"] + 2e-6 * abs(info["loss"]) + 1e-7
         assert value == pytest.approx(info["loss"], abs=allowed, rel=0)

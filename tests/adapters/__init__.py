@@ -80,7 +80,9 @@ class BaseAdapter:
         student, teacher = self.side(case.inputs, "s"), self.side(case.inputs, "t")
         labels = self.batch(case).labels
         with torch.no_grad():
-            method.setup(Setup(student, teacher, nn.Identity(), nn.Identity(), student.logits.shape[1], labels))
+            method.setup(
+                Setup(student, teacher, nn.Identity(), nn.Identity(), student.logits.shape[1], labels)
+            )
         method = method.to(case.dtype).train()
         state = method.state_dict()
         names = {key: self.loss_key(key) for key in state}

@@ -27,7 +27,9 @@ def standardize_columns(x: Tensor) -> Tensor:
 
     A column without variation has no standard form: where std is not above the rounding noise of the
     column (8 machine epsilons of its largest entry), is not finite, or where B = 1, the result is zero with
-    zero gradient. Everywhere else it is the plain formula, bit for bit.
+    zero gradient. Everywhere else it is the plain formula, bit for bit. A batch of two standardises to
+    +-1/sqrt(2) whatever its values, so its gradient is exactly zero, where the plain formula leaves
+    rounding noise divided by std.
     """
     if x.shape[0] < 2:
         return x * 0.0
@@ -35,4 +37,5 @@ def standardize_columns(x: Tensor) -> Tensor:
     noise = 8 * torch.finfo(x.dtype).eps * x.detach().abs().amax(dim=0)
     regular = (std > noise) & torch.isfinite(std)
     z = (x - x.mean(dim=0)) / torch.where(regular, std, torch.ones_like(std))
-    return torch.where(regular, z, torch.zeros_like(z))
+    z = torch.where(regular, z, torch.zeros_like(z))
+    return z.detach() + x * 0.0 if x.shape[0] == 2 else z

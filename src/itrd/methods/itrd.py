@@ -103,7 +103,7 @@ class ITRD(Method):
 
 def correlation_loss(e: Tensor, f_t: Tensor, alpha: float) -> Tensor:
     """L_corr of two representations (B, D) of equal width; scalar."""
-    c = (standardize_columns(e) * standardize_columns(f_t)).sum(0) / e.shape[0]
+    c = torch.einsum("bx,bx->x", standardize_columns(e), standardize_columns(f_t)) / e.shape[0]
     return (c - 1).abs().pow(2).pow(alpha).sum().log2()
 
 
