@@ -34,5 +34,16 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[obj
     """Return the automatic-casting context of a precision: fp32 (none) or bf16."""
     if precision == "fp32":
         return nullcontext()
-    # Frozen weights would be cached as bf16 copies across steps of a captured graph; casting is cheap.
     return torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+def fast_precision(device: torch.device) -> str:
+    """Return ``bf16`` where the hardware multiplies it natively, else ``fp32``."""
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    if device.type == "cpu":
+        for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"):
+            probe = getattr(torch.cpu, name, None)
+            if probe is not None and probe():
+                return "bf16"
+    return "fp32"

@@ -13,7 +13,7 @@ from itrd.engine.files import write_atomically
 from itrd.engine.folder import RunFolder
 
 if TYPE_CHECKING:
-    from itrd.engine.trainer import Epoch
+    from itrd.engine.record import Epoch
 
 
 class EpochLog:
@@ -70,6 +70,9 @@ class Quiet:
     def __exit__(self, *details: object) -> None:
         """Do nothing."""
 
+    def start(self, stage: str, epochs: int) -> None:
+        """A stage begins."""
+
     def step(self, epoch: int, images: int) -> None:
         """One step is done; ``images`` of this epoch are."""
 
@@ -83,58 +86,60 @@ class Quiet:
 class Console(Quiet):
     """Progress on standard error: a live bar in a terminal, one line per epoch everywhere."""
 
-    def __init__(self, epochs: int, images_per_epoch: int) -> None:
-        self._epochs = epochs
+    def __init__(self, images_per_epoch: int) -> None:
         self._images = images_per_epoch
         self._console = RichConsole(stderr=True, highlight=False)
-        self._rate = 0.0
-        self._started = time.perf_counter()
-        self._done = 0
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
-            TextColumn("{task.fields[rate]:,.0f} images/s"),
-            TextColumn("left"),
+            TextColumn("{task.fields[rate]:,.0f} images/s, left"),
             TimeRemainingColumn(),
             console=self._console,
             transient=True,
             disable=not self._console.is_terminal,
         )
+        self._stage = ""
+        self._epochs = 0
         self._task: TaskID | None = None
+        self._first: tuple[float, int] | None = None
 
     def __enter__(self) -> Console:
         self._progress.start()
-        self._task = self._progress.add_task("", total=self._epochs * self._images, rate=0.0)
         return self
 
     def __exit__(self, *details: object) -> None:
         self._progress.stop()
 
+    def start(self, stage: str, epochs: int) -> None:
+        """Begin a bar for a stage."""
+        self._stage, self._epochs, self._first = stage, epochs, None
+        if self._task is not None:
+            self._progress.remove_task(self._task)
+        self._task = self._progress.add_task("", total=epochs * self._images, rate=0.0)
+
     def step(self, epoch: int, images: int) -> None:
         """Advance the bar."""
         if self._progress.disable or self._task is None:
             return
-        self._done += 1
-        if self._done == 1:
-            self._started, self._first = time.perf_counter(), (epoch - 1) * self._images + images
-        completed = (epoch - 1) * self._images + images
-        seconds = time.perf_counter() - self._started
-        rate = (completed - self._first) / seconds if seconds > 0 else 0.0
+        now, completed = time.perf_counter(), (epoch - 1) * self._images + images
+        if self._first is None:
+            self._first = now, completed
+        seconds = now - self._first[0]
+        rate = (completed - self._first[1]) / seconds if seconds > 0 else 0.0
         self._progress.update(
             self._task, completed=completed, rate=rate, description=f"epoch {epoch}/{self._epochs}"
         )
 
     def epoch(self, epoch: Epoch) -> None:
         """Print the epoch's line."""
-        terms = "  ".join(
-            f"{name} {value:.3f}" for name, value in epoch.train.items() if not name.startswith("top")
-        )
-        self._console.print(
-            f"epoch {epoch.epoch:>{len(str(self._epochs))}}/{self._epochs}  test {epoch.test['top1']:.2f}%  "
-            f"train {epoch.train['top1']:.2f}%  {terms}  lr {epoch.learning_rate:g}  "
-            f"{epoch.images_per_second:,.0f} images/s",
-            soft_wrap=True,
-        )
+        number = f"{epoch.epoch:>{len(str(self._epochs))}}/{self._epochs}"
+        terms = [f"{name} {value:.3f}" for name, value in epoch.train.items() if not name.startswith("top")]
+        if epoch.stage == "main":
+            head = [f"epoch {number}", f"test {epoch.test['top1']:.2f}%", f"train {epoch.train['top1']:.2f}%"]
+        else:
+            head = [f"{epoch.stage}, first stage, epoch {number}"]
+        tail = [f"lr {epoch.learning_rate:g}", f"{epoch.images_per_second:,.0f} images/s"]
+        self._console.print("  ".join([*head, *terms, *tail]), soft_wrap=True)
 
     def message(self, text: str) -> None:
         """Print a line."""

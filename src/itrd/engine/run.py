@@ -18,8 +18,9 @@ from itrd.engine.device import resolve_device
 from itrd.engine.evaluate import evaluate
 from itrd.engine.folder import RunFolder
 from itrd.engine.networks import TrainedNetwork, load_network
+from itrd.engine.record import Epoch, Result
 from itrd.engine.task import DistillTask
-from itrd.engine.trainer import Epoch, Result, Trainer
+from itrd.engine.trainer import Trainer
 from itrd.errors import UserError
 from itrd.methods import create_objective
 from itrd.methods.objective import Objective
@@ -43,8 +44,18 @@ def get_data(config: RunConfig) -> ImageDataset:
 
 
 @contextmanager
-def prepare_train(config: TrainConfig, callbacks: Callbacks = ()) -> Iterator[Trainer]:
-    """Prepare training on labels alone; everything that can be refused is refused before a file is written."""
+def prepare_train(
+    config: TrainConfig,
+    callbacks: Callbacks = (),
+    *,
+    model: nn.Module | None = None,
+    data: ImageDataset | None = None,
+) -> Iterator[Trainer]:
+    """Prepare training on labels alone. Network and data may be given instead of named.
+
+    Raises:
+        UserError: anything that cannot work, before a file is written.
+    """
     resolved = config.resolved()
     assert isinstance(resolved, TrainConfig)
     resolve_device(resolved.device)
@@ -81,17 +92,13 @@ def prepare_distill(
             create_model(config.student)
     teacher = teacher or load_network(config.teacher)
     if config.data is None and data is None:
-        config = replace(config, data=(teacher.data or "").partition("[")[0] or _guess_data(teacher))
+        config = replace(config, data=data_of(teacher))
     resolved = config.resolved()
     assert isinstance(resolved, DistillConfig)
     resolve_device(resolved.device)
     folder = _folder(resolved)
     data = data or get_data(resolved)
-    if teacher.num_classes != data.num_classes:
-        raise UserError(
-            f"the teacher has {teacher.num_classes} classes and {data.name} has {data.num_classes}; "
-            "choose a teacher trained on this dataset, or another --data"
-        )
+    check_classes(teacher, data)
     student_net = student or build_student(resolved.student, data.num_classes, resolved.seed)
     task = DistillTask(student_net, teacher.net, objective, resolved.track)
     record: dict[str, Any] = {
@@ -135,7 +142,28 @@ def _opened(folder: RunFolder | None) -> Iterator[None]:
         folder.close()
 
 
-def _guess_data(teacher: TrainedNetwork) -> str:
-    if teacher.num_classes == 100:
+def data_of(network: TrainedNetwork) -> str:
+    """Name the dataset a network was trained on; the published teachers' files do not tell, and are CIFAR-100's.
+
+    Raises:
+        UserError: it cannot be told.
+    """
+    name = (network.data or "").partition("[")[0]
+    if name:
+        return name
+    if network.num_classes == 100:
         return "cifar100"
-    raise UserError(f"{teacher.source} does not say which dataset it was trained on; name it with --data")
+    raise UserError(f"{network.source} does not say which dataset it was trained on; name it with --data")
+
+
+def check_classes(network: TrainedNetwork, data: ImageDataset) -> None:
+    """Refuse a network whose number of classes is not the dataset's.
+
+    Raises:
+        UserError: they differ.
+    """
+    if network.num_classes != data.num_classes:
+        raise UserError(
+            f"{network.source} has {network.num_classes} classes and {data.name} has {data.num_classes}; "
+            "choose a network trained on this dataset, or another --data"
+        )

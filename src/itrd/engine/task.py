@@ -83,8 +83,11 @@ class DistillTask(nn.Module):
     def first_stage_mode(self, stage: FirstStage) -> list[nn.Parameter]:
         """Put everything in eval mode but the stage's modules; return the parameters that it trains."""
         self.eval()
+        own = set(self.objective.modules())
         for module in stage.modules:
             module.train()
+            if module in own:
+                module.requires_grad_(True)  # outside this stage it is frozen, see Method.first_stage_only
         return [p for module in stage.modules for p in module.parameters() if p.requires_grad]
 
     def _student_outputs(self, images: Tensor) -> Outputs:

@@ -9,68 +9,28 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from typing import Any
 
 import torch
-from torch import nn
 
 from itrd.data.datasets import ImageDataset, Split
 from itrd.data.device import DeviceImages
 from itrd.data.plan import plan_epoch
 from itrd.engine.checkpoint import load_state, save_state, save_weights
-from itrd.engine.config import RunConfig, milestone_rate
+from itrd.engine.config import RunConfig
 from itrd.engine.device import autocast, resolve_device
 from itrd.engine.evaluate import evaluate
 from itrd.engine.files import write_json
 from itrd.engine.folder import RunFolder
 from itrd.engine.log import Console, EpochLog, Quiet
 from itrd.engine.metrics import Meter, accuracies
-from itrd.engine.provenance import command_line, provenance
+from itrd.engine.record import Epoch, Result, build_record
+from itrd.engine.stages import MAIN, Stage, stages_of
 from itrd.engine.task import DistillTask
 from itrd.errors import CheckpointError, TrainingError
 from itrd.methods.base import Batch, at_least_float32
 from itrd.seeds import derive
-
-
-@dataclass
-class Epoch:
-    """What one epoch measured.
-
-    Attributes:
-        epoch: counted from 1.
-        learning_rate: of this epoch.
-        train: sample-weighted means over the epoch's augmented batches: loss, its unweighted terms, top1, top5.
-        test: top1, top5 (percent) and loss on the test set after the epoch.
-        seconds: training time, evaluation not included.
-        images_per_second: training images per second.
-    """
-
-    epoch: int
-    learning_rate: float
-    train: dict[str, float]
-    test: dict[str, float]
-    seconds: float
-    images_per_second: float
-
-
-@dataclass
-class Result:
-    """A finished run.
-
-    Attributes:
-        last: the last epoch: the result.
-        best: the epoch with the highest test accuracy, chosen on the test set: optimistic, for reference only.
-        history: all epochs.
-        student: the trained network, with the weights of the last epoch.
-        record: everything that ``result.json`` holds.
-    """
-
-    last: Epoch
-    best: Epoch
-    history: list[Epoch]
-    student: nn.Module
-    record: dict[str, Any] = field(repr=False)
 
 
 class Interrupted(Exception):
@@ -86,7 +46,14 @@ class Trainer:
         config: resolved settings.
         folder: an open run folder, or None to write nothing.
         record: what else belongs into the run's record (teacher, method, ...).
-        callbacks: called with the trainer and the epoch after each epoch.
+        callbacks: called with the trainer and the epoch after each epoch of the main stage.
+
+    Attributes:
+        history: epochs of the main stage so far.
+        first_stages: epochs of the methods' first stages so far.
+        record: what is known of the run before its first epoch, such as the teacher and its accuracy.
+        best: the epoch of the main stage with the highest test accuracy so far.
+        optimizer: of the stage at hand; None before the first.
     """
 
     def __init__(
@@ -104,22 +71,19 @@ class Trainer:
         self.data = data
         self.device = resolve_device(config.device)
         self.history: list[Epoch] = []
+        self.first_stages: list[Epoch] = []
         self.best: Epoch | None = None
-        self._folder = folder
-        self._record = record or {}
+        self.optimizer: torch.optim.Optimizer | None = None
+        self.folder = folder
+        self.record: dict[str, Any] = record or {}
         self._callbacks = callbacks
         self._stop = False
         self._place()
-        assert config.learning_rate is not None
-        self.optimizer = torch.optim.SGD(
-            self.task.parameters(),
-            lr=config.learning_rate,
-            momentum=config.momentum,
-            weight_decay=config.weight_decay,
-            nesterov=config.nesterov,
-        )
+        self._stages = stages_of(task, config)
+        self._position = _Position(self.device)
 
     def _place(self) -> None:
+        """Move images and networks to the device and build the objective's trainable modules."""
         channels_last = self.config.channels_last
         data = self.data
 
@@ -158,138 +122,153 @@ class Trainer:
             TrainingError: the loss is no longer finite.
         """
         config = self.config
-        console = Console(config.epochs, len(self.train_images)) if config.progress else Quiet()
-        first, step, meter, seconds = self._restore(console)
-        log = EpochLog(self._folder, [asdict(e) for e in self.history], tensorboard=config.tensorboard)
+        console = Console(len(self.train_images)) if config.progress else Quiet()
+        resumed = self._restore(console)
+        log = EpochLog(self.folder, [asdict(e) for e in self.history], tensorboard=config.tensorboard)
         try:
             with console:
-                for epoch in range(first, config.epochs + 1):
-                    self._train_epoch(epoch, step, meter, seconds, console)
-                    step, meter, seconds = 0, Meter(), 0.0
-                    finished = self.history[-1]
-                    log.add(asdict(finished))
-                    for callback in self._callbacks:
-                        callback(self, finished)
-                    console.epoch(finished)
+                for number in range(self._position.stage, len(self._stages)):
+                    self._run_stage(number, resumed, console, log)
+                    resumed = None
         finally:
             log.close()
         return self._finish()
 
-    def _train_epoch(self, epoch: int, first_step: int, meter: Meter, seconds: float, console: Quiet) -> None:
-        config, images = self.config, self.train_images
-        rate = milestone_rate(config.learning_rate or 0.0, config.lr_decay, config.milestones or [], epoch)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        if first_step == 0:
-            torch.manual_seed(derive(config.seed, "epoch", epoch))  # dropout and the like
-        plan = plan_epoch(len(images), images.num_views, config.batch_size, seed=config.seed, epoch=epoch).to(
-            self.device
+    def _run_stage(self, number: int, resumed: dict | None, console: Quiet, log: EpochLog) -> None:
+        """Run one stage, from its beginning or from where the saved state ``resumed`` left it."""
+        config, position, stage = self.config, self._position, self._stages[number]
+        optimizer = torch.optim.SGD(
+            stage.begin(),
+            lr=stage.rate(1),
+            momentum=config.momentum,
+            weight_decay=config.weight_decay,
+            nesterov=config.nesterov,
         )
-        self.task.train()
-        started = time.perf_counter()
-        for step, (indices, views) in enumerate(plan):
-            if step < first_step:
+        if resumed is not None and resumed["optimizer"] is not None:
+            optimizer.load_state_dict(resumed["optimizer"])
+        self.optimizer = optimizer
+        console.start(stage.name, stage.epochs)
+        while position.epoch <= stage.epochs:
+            done = self._run_epoch(stage, optimizer, console)
+            last_of_stage = position.epoch == stage.epochs and stage.name != MAIN
+            console.epoch(done)
+            if stage.name == MAIN:
+                log.add(asdict(done))
+                for callback in self._callbacks:
+                    callback(self, done)
+            # After the callbacks: a run that is killed before this repeats the epoch and what they wrote.
+            position.next_stage() if last_of_stage else position.next_epoch()
+            self._save(None if last_of_stage else optimizer)
+            if last_of_stage:
+                return
+
+    def _run_epoch(self, stage: Stage, optimizer: torch.optim.Optimizer, console: Quiet) -> Epoch:
+        config, images, position = self.config, self.train_images, self._position
+        epoch = position.epoch
+        for group in optimizer.param_groups:
+            group["lr"] = stage.rate(epoch)
+        seed = config.seed if stage.name == MAIN else derive(config.seed, "first stage", stage.name)
+        if position.step == 0:
+            torch.manual_seed(derive(seed, "epoch", epoch))  # negatives, dropout and the like
+        plan = plan_epoch(len(images), images.num_views, config.batch_size, seed=seed, epoch=epoch)
+        stage.begin()  # the evaluation and a restored state leave the modes as they are; be certain
+        if stage.name == MAIN:
+            self.task.objective.start_epoch(epoch)
+        before, started = position.seconds, time.perf_counter()
+        for step, (indices, views) in enumerate(plan.to(self.device)):
+            if step < position.step:
                 continue
-            self._train_step(images.batch(indices, views), Batch(images.labels[indices], indices), meter)
-            console.step(epoch, meter.count)
+            batch = Batch(images.labels[indices], indices)
+            with autocast(self.device, config.precision):
+                output = stage.step(images.batch(indices, views), batch)
+            optimizer.zero_grad(set_to_none=True)
+            output.loss.backward()
+            optimizer.step()
+            logits = at_least_float32(output.logits)
+            position.meter.add({**output.terms, **accuracies(logits, batch.labels)}, len(indices))
+            console.step(epoch, position.meter.count)
             if self._stop:
-                self._save(epoch, step + 1, meter, seconds + time.perf_counter() - started)
+                position.step, position.seconds = step + 1, before + time.perf_counter() - started
+                self._save(optimizer)
                 raise Interrupted(f"stopped in epoch {epoch} after step {step + 1}")
-        train = meter.read()  # waits for the device
-        seconds += time.perf_counter() - started
+        train = position.meter.read()  # waits for the device
+        seconds = before + time.perf_counter() - started
         _check_finite(train, epoch)
-        test = evaluate(self.task.student, self.test_images, config.precision)
-        done = Epoch(epoch, rate, train, test, seconds, meter.count / seconds)
+        done = Epoch(
+            epoch, stage.rate(epoch), train, {}, seconds, position.meter.count / seconds, stage=stage.name
+        )
+        if stage.name != MAIN:
+            self.first_stages.append(done)
+            return done
+        done.test = evaluate(self.task.student, self.test_images, config.precision)
         self.history.append(done)
-        if self.best is None or test["top1"] > self.best.test["top1"]:
+        if self.best is None or done.test["top1"] > self.best.test["top1"]:
             self.best = done
             self._save_weights("best", done)
-        self._save(epoch + 1, 0, Meter(), 0.0)
-
-    def _train_step(self, images: torch.Tensor, batch: Batch, meter: Meter) -> None:
-        with autocast(self.device, self.config.precision):
-            output = self.task(images, batch)
-        self.optimizer.zero_grad(set_to_none=True)
-        output.loss.backward()
-        self.optimizer.step()
-        logits = at_least_float32(output.logits)
-        meter.add({**output.terms, **accuracies(logits, batch.labels)}, len(batch.labels))
+        return done
 
     # --- state -------------------------------------------------------------------------------------------
 
-    def _save(self, epoch: int, step: int, meter: Meter, seconds: float) -> None:
-        """Save everything that the rest of the run depends on; ``epoch`` and ``step`` are the next to do."""
-        if self._folder is None:
+    def _save(self, optimizer: torch.optim.Optimizer | None) -> None:
+        """Save everything that the rest of the run depends on."""
+        if self.folder is None:
             return
         state = {
-            "epoch": epoch,
-            "step": step,
-            "meter": meter.state_dict(),
-            "seconds": seconds,
+            "position": self._position.state_dict(),
             "task": self.task.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": None if optimizer is None else optimizer.state_dict(),
             "history": [asdict(e) for e in self.history],
+            "first_stages": [asdict(e) for e in self.first_stages],
             "best": self.best.epoch if self.best else None,
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
         }
-        save_state(self._folder.checkpoint, state)
+        save_state(self.folder.checkpoint, state)
 
-    def _restore(self, console: Quiet) -> tuple[int, int, Meter, float]:
-        meter = Meter()
-        if self._folder is None or not self.config.resume:
-            return 1, 0, meter, 0.0
-        if not self._folder.checkpoint.exists():  # stopped before the first one was written
-            return 1, 0, meter, 0.0
-        state, complaint = load_state(self._folder.checkpoint)
+    def _restore(self, console: Quiet) -> dict | None:
+        """Go back to the saved state, if this run resumes one; return it."""
+        if self.folder is None or not self.config.resume:
+            return None
+        if not self.folder.checkpoint.exists():  # stopped before the first one was written
+            return None
+        state, complaint = load_state(self.folder.checkpoint)
         if complaint:
             console.message(f"damaged checkpoint: {complaint}")
         try:
             self.task.load_state_dict(state["task"])
-            self.optimizer.load_state_dict(state["optimizer"])
-        except (RuntimeError, ValueError, KeyError) as error:
+            self._position.load_state_dict(state["position"])
+            self.history = [Epoch(**e) for e in state["history"]]
+            self.first_stages = [Epoch(**e) for e in state["first_stages"]]
+            self.best = next((e for e in self.history if e.epoch == state["best"]), None)
+        except (RuntimeError, ValueError, KeyError, TypeError) as error:
             reason = str(error).splitlines()[0]
-            raise CheckpointError(f"{self._folder.checkpoint} does not fit this run: {reason}") from None
-        self.history = [Epoch(**e) for e in state["history"]]
-        self.best = next((e for e in self.history if e.epoch == state["best"]), None)
-        meter.load_state_dict(state["meter"], self.device)
+            raise CheckpointError(f"{self.folder.checkpoint} does not fit this run: {reason}") from None
         torch.set_rng_state(state["rng"])
         if state["cuda_rng"] is not None and self.device.type == "cuda":
             torch.cuda.set_rng_state(state["cuda_rng"], self.device)
-        console.message(f"resuming at epoch {state['epoch']}, step {state['step'] + 1}")
-        return state["epoch"], state["step"], meter, state["seconds"]
+        console.message(f"resuming {self._position}")
+        return state
 
     def _finish(self) -> Result:
         assert self.best is not None
         last = self.history[-1]
-        record = {
-            "format": 1,
-            "protocol": self.config.protocol(),
-            "settings": self.config.identity(),
-            **self._record,
-            "data": {
-                "name": self.data.name,
-                "fingerprint": self.data.fingerprint,
-                "train": len(self.data.train),
-                "test": len(self.data.test),
-            },
-            "parameters": sum(p.numel() for p in self.task.student.parameters()),
-            "objective": self.task.objective.describe(),
-            "device": str(self.device),
-            "provenance": provenance(str(self.device)),
-            "command": command_line(),
-            "seconds": sum(e.seconds for e in self.history),
-            "last": asdict(last),
-            "best": asdict(self.best),
-            "curve": [asdict(e) for e in self.history],
-        }
+        record = build_record(
+            self.config,
+            self.task,
+            self.data,
+            str(self.device),
+            self.history,
+            self.first_stages,
+            self.best,
+            self.record,
+        )
         self._save_weights("last", last)
-        if self._folder is not None:
-            write_json(self._folder.result, record)
+        if self.folder is not None:
+            write_json(self.folder.result, record)
         return Result(last, self.best, self.history, self.task.student, record)
 
     def _save_weights(self, which: str, epoch: Epoch) -> None:
-        if self._folder is None:
+        if self.folder is None:
             return
         student = self.task.student
         metadata = {
@@ -300,7 +279,44 @@ class Trainer:
             "which": which,
             "top1": f"{epoch.test['top1']:.4f}",
         }
-        save_weights(self._folder.path / f"{which}.safetensors", student, metadata)
+        save_weights(self.folder.path / f"{which}.safetensors", student, metadata)
+
+
+class _Position:
+    """What comes next: stage (from 0), epoch (from 1), step (from 0), and what this epoch has summed up."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self.stage = 0
+        self.epoch = 1
+        self._start_epoch()
+
+    def _start_epoch(self) -> None:
+        self.step = 0
+        self.seconds = 0.0
+        self.meter = Meter()
+
+    def next_epoch(self) -> None:
+        self.epoch += 1
+        self._start_epoch()
+
+    def next_stage(self) -> None:
+        self.stage += 1
+        self.epoch = 1
+        self._start_epoch()
+
+    def __str__(self) -> str:
+        return f"at epoch {self.epoch}, step {self.step + 1}"
+
+    def state_dict(self) -> dict[str, Any]:
+        state = {key: getattr(self, key) for key in ("stage", "epoch", "step", "seconds")}
+        return {**state, "meter": self.meter.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for key in ("stage", "epoch", "step", "seconds"):
+            setattr(self, key, state[key])
+        self.meter = Meter()
+        self.meter.load_state_dict(state["meter"], self._device)
 
 
 def _check_finite(means: dict[str, float], epoch: int) -> None:

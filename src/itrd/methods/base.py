@@ -7,15 +7,18 @@ its name, its paper and what it reads, and implement :meth:`Method.terms`. Every
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from itrd.errors import UserError
 from itrd.models.base import Outputs
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 @dataclass(frozen=True)
@@ -116,12 +119,31 @@ class Method(nn.Module):
         """
         return student, teacher
 
+    def first_stage_connect(self, student: Outputs, teacher: Outputs) -> tuple[Outputs, Outputs]:
+        """Do in the first stage what :meth:`connect` does in the main stage. Default: return the inputs."""
+        return student, teacher
+
+    def first_stage_only(self) -> tuple[nn.Module, ...]:
+        """Return the method's own modules that nothing but its first stage trains. Default: none.
+
+        Outside that stage they stay in eval mode and ask for no gradient, see :meth:`train`, so that no
+        other optimiser takes them. ``DistillTask.first_stage_mode`` lifts both.
+        """
+        return ()
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode of all modules but :meth:`first_stage_only`, which stay frozen in eval mode."""
+        super().train(mode)
+        for module in self.first_stage_only():
+            module.eval().requires_grad_(False)
+        return self
+
     def term_weights(self) -> Mapping[str, float]:
         """Weight of each term inside the method's loss; a term that is not named has weight 1."""
         return {}
 
     def terms(self, student: Outputs, teacher: Outputs, batch: Batch) -> dict[str, Tensor]:
-        """Compute the unweighted scalar terms of one batch.
+        """Compute the unweighted scalar terms of one batch; none where the method only has a first stage.
 
         Called with automatic casting off and with floating-point inputs of at least single precision.
         """
@@ -130,7 +152,11 @@ class Method(nn.Module):
     def forward(
         self, student: Outputs, teacher: Outputs, batch: Batch, *, first_stage: bool = False
     ) -> dict[str, Tensor]:
-        """Check, connect, promote to at least float32, and compute :meth:`terms` (or those of the first stage)."""
+        """Check, connect, promote to at least float32, and compute :meth:`terms` (or those of the first stage).
+
+        The teacher's outputs are detached first: nothing that a method does can reach the teacher, while a
+        trainable head on the teacher's side still gets its gradient.
+        """
         for side, outputs in (("student", student), ("teacher", teacher)):
             for what in self.reads:
                 value = getattr(outputs, what)
@@ -138,10 +164,15 @@ class Method(nn.Module):
                     raise UserError(
                         f"method {self.name!r} reads {what}, and the {side} does not provide them"
                     )
-        student, teacher = self.connect(student, teacher)
+        teacher = _map(torch.Tensor.detach, teacher)
+        device = student.logits.device.type
+        if not torch.is_autocast_enabled(device):  # then nothing else brings the inputs to the weights' type
+            student, teacher = _map(at_least_float32, student), _map(at_least_float32, teacher)
+        connect = self.first_stage_connect if first_stage else self.connect
         terms = self.first_stage_terms if first_stage else self.terms
-        with torch.autocast(student.logits.device.type, enabled=False):
-            return terms(_promote(student), _promote(teacher), batch)
+        student, teacher = connect(student, teacher)
+        with torch.autocast(device, enabled=False):
+            return terms(_map(at_least_float32, student), _map(at_least_float32, teacher), batch)
 
     def loss(self, terms: Mapping[str, Tensor]) -> Tensor:
         """Weighted sum of the terms."""
@@ -161,10 +192,10 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
-def _promote(outputs: Outputs) -> Outputs:
+def _map(function: Callable[[Tensor], Tensor], outputs: Outputs) -> Outputs:
     return Outputs(
-        at_least_float32(outputs.logits),
-        None if outputs.embedding is None else at_least_float32(outputs.embedding),
-        tuple(at_least_float32(m) for m in outputs.maps),
-        None if outputs.stem is None else at_least_float32(outputs.stem),
+        function(outputs.logits),
+        None if outputs.embedding is None else function(outputs.embedding),
+        tuple(function(m) for m in outputs.maps),
+        None if outputs.stem is None else function(outputs.stem),
     )

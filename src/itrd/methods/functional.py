@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -39,3 +40,33 @@ def standardize_columns(x: Tensor) -> Tensor:
     z = (x - x.mean(dim=0)) / torch.where(regular, std, torch.ones_like(std))
     z = torch.where(regular, z, torch.zeros_like(z))
     return z.detach() + x * 0.0 if x.shape[0] == 2 else z
+
+
+def tame(x: Tensor, *, whole: bool = False, limit: float = 1e9) -> Tensor:
+    """Divide each sample by its largest entry where that exceeds ``limit``; leave all others as they are.
+
+    For quantities that do not depend on the scale of a sample (with ``whole``: of the batch, which is then
+    divided as one) but whose squares or products would overflow.
+    """
+    largest = x.detach().abs().amax() if whole else x.detach().abs().flatten(1).amax(dim=1)
+    largest = torch.where(largest > limit, largest, torch.ones_like(largest))
+    return x / largest.reshape(-1, *[1] * (x.ndim - 1))
+
+
+def mean_square(x: Tensor) -> Tensor:
+    """Mean of x^2 over all elements, dividing before the sum so that a sum of large squares does not overflow."""
+    return (x / x.numel() ** 0.5).square().sum()
+
+
+def pool_to_match(f_s: Tensor, f_t: Tensor) -> tuple[Tensor, Tensor]:
+    """Bring two maps (B, C, H, W) to one size: where the heights differ, pool the larger one.
+
+    As in the benchmark code of CRD the larger map is adaptively average-pooled to a square (h, h), h the
+    smaller height; widths are not looked at.
+    """
+    h_s, h_t = f_s.shape[2], f_t.shape[2]
+    if h_s > h_t:
+        f_s = F.adaptive_avg_pool2d(f_s, (h_t, h_t))
+    elif h_t > h_s:
+        f_t = F.adaptive_avg_pool2d(f_t, (h_s, h_s))
+    return f_s, f_t

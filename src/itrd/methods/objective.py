@@ -110,7 +110,8 @@ class Objective(nn.Module):
                 continue
             assert teacher is not None
             terms = method(student, teacher, batch)
-            total = total + weight * method.loss(terms)
+            if terms:  # a method that acts in its first stage alone has none here
+                total = total + weight * method.loss(terms)
             for key, value in terms.items():
                 shown[method.name if key == method.name else f"{method.name}.{key}"] = value.detach()
         return total, shown

@@ -1,0 +1,43 @@
+"""itrd: knowledge distillation, run, checked and compared.
+
+    import itrd
+
+    net = itrd.create_model("wrn_16_2", num_classes=100)
+    method = itrd.create_method("itrd", alpha=1.01)
+    result = itrd.distill(teacher, student, data="cifar100", method=method)
+
+Importing the package is cheap; torch is loaded when it is first needed.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from itrd.data import list_datasets, load_dataset
+from itrd.methods import create_method, create_objective, list_methods
+from itrd.models import create_model, list_models
+
+if TYPE_CHECKING:
+    from itrd.api import distill, evaluate, train
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "create_method",
+    "create_model",
+    "create_objective",
+    "distill",
+    "evaluate",
+    "list_datasets",
+    "list_methods",
+    "list_models",
+    "load_dataset",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("distill", "evaluate", "train"):
+        return getattr(importlib.import_module("itrd.api"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

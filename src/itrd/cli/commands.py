@@ -1,0 +1,124 @@
+"""The verbs that are not runs. Imports of anything heavy wait until a verb needs it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+def quickstart(out: str = "quickstart", seeds: int = 3, epochs: int | None = None) -> None:
+    """Distil on the handwritten digits that come with scikit-learn: teacher, student alone, KD, ITRD.
+
+    Args:
+        out: folder for the table, the picture and the runs; replaced if it holds an earlier quickstart.
+        seeds: students per method.
+        epochs: epochs of each student (default: the quickstart's own).
+    """
+    from itrd.quickstart import run_quickstart
+
+    run_quickstart(Path(out), seeds=seeds, epochs=epochs)
+
+
+def evaluate(
+    model: str,
+    data: str | None = None,
+    data_root: str = "data",
+    download: bool = False,
+    device: str = "auto",
+    precision: Literal["fp32", "bf16"] = "fp32",
+) -> None:
+    """Measure a trained network's accuracy on the test set.
+
+    Args:
+        model: run folder, checkpoint, NAME:FILE, or a published teacher's name.
+        data: dataset (default: the one the file names).
+        data_root: folder that holds the datasets.
+        download: fetch the dataset first if it is not there.
+        device: auto, cpu, cuda or cuda:N.
+        precision: fp32, or bf16 automatic mixed precision.
+    """
+    from itrd.api import evaluate as measure
+    from itrd.data import load_dataset
+    from itrd.engine.networks import load_network
+    from itrd.engine.run import check_classes, data_of
+
+    network = load_network(model)
+    dataset = load_dataset(data or data_of(network), data_root, download=download)
+    check_classes(network, dataset)
+    found = measure(network.net, dataset, device=device, precision=precision)
+    print(
+        f"{network.arch} ({network.source}) on {dataset.name}, {len(dataset.test)} test images: "
+        f"top-1 {found['top1']:.2f}%, top-5 {found['top5']:.2f}%, loss {found['loss']:.4f}"
+    )
+
+
+def models() -> None:
+    """List the benchmark networks."""
+    import torch
+
+    from itrd.models import create_model, list_models
+
+    table = _table("name", "parameters", "maps", "embedding")
+    for name in list_models():
+        net = create_model(name, num_classes=100).eval()
+        with torch.no_grad():
+            seen = net.observe(torch.zeros(1, 3, 32, 32))
+        assert seen.embedding is not None
+        shapes = ", ".join("x".join(map(str, m.shape[1:])) for m in seen.maps)
+        count = sum(p.numel() for p in net.parameters())
+        table.add_row(name, f"{count:,}", shapes, str(seen.embedding.shape[1]))
+    _show(table)
+
+
+def methods() -> None:
+    """List the distillation methods with their published weights and settings."""
+    from itrd.methods import list_methods, method_class
+
+    table = _table("name", "method", "reads", "weight", "CE weight", "settings", "paper")
+    for name in list_methods():
+        cls = method_class(name)
+        settings = ", ".join(f"{key}={value!r}" for key, value in cls.settings().items())
+        reads = ", ".join(sorted(cls.reads)) or "labels only"
+        table.add_row(name, cls.title, reads, f"{cls.weight:g}", f"{cls.ce_weight:g}", settings, cls.paper)
+    _show(table)
+
+
+def datasets(download: str | None = None, data_root: str = "data") -> None:
+    """List the datasets, or download one.
+
+    Args:
+        download: name of a dataset to fetch into the data folder.
+        data_root: folder that holds the datasets.
+    """
+    from itrd.data import describe_dataset, download_dataset, list_datasets
+
+    if download is not None:
+        print(f"{download} is in {download_dataset(download, data_root)}")
+        return
+    table = _table("name", "classes", "training images", "test images", "how to get it")
+    for name in list_datasets():
+        info = describe_dataset(name)
+        table.add_row(name, str(info.classes), f"{info.train_size:,}", f"{info.test_size:,}", info.source)
+    _show(table)
+
+
+def _table(*columns: str) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def _show(table: Table) -> None:
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    if not console.is_terminal:  # a file or a pipe has no width
+        console = Console(highlight=False, width=200)
+    console.print(table)

@@ -1,0 +1,43 @@
+"""Parse, dispatch, and turn errors into one line and an exit status.
+
+Exit status: 0 done; 1 training failed; 2 something the user can mend; 130 or 143 stopped by SIGINT or SIGTERM,
+with the state saved (``--resume`` continues).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from itrd.cli.parser import RUNS, VERBS, build_parser
+from itrd.errors import ItrdError, UserError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status."""
+    parser = build_parser()
+    arguments = parser.parse_args(argv)
+    verb = arguments.command
+    settings = dict(arguments[verb].as_dict())
+    settings.pop("config", None)
+    try:
+        if verb in RUNS:
+            config = RUNS[verb](**settings)
+            from itrd.cli.runs import carry_out  # loads torch
+
+            return carry_out(config)
+        VERBS[verb](**settings)
+    except UserError as error:
+        return _fail(error, 2)
+    except ItrdError as error:
+        return _fail(error, 1)
+    except BrokenPipeError:  # the reader of our output, `head` for one, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def _fail(error: Any, status: int) -> int:
+    print(f"itrd: error: {' '.join(str(error).split())}", file=sys.stderr)
+    return status

@@ -1,0 +1,82 @@
+"""The parser: one subcommand per verb, with flags, types, YAML and help derived from signatures."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import sys
+from typing import Any, NoReturn
+
+from jsonargparse import ActionConfigFile, ArgumentParser, set_parsing_settings
+
+from itrd import __version__
+from itrd.cli import commands
+from itrd.engine.config import DistillConfig, RunConfig, TrainConfig
+from itrd.errors import UserError
+
+_DESCRIPTION = "Knowledge distillation, run, checked and compared. Start with: itrd quickstart"
+
+RUNS: dict[str, type[RunConfig]] = {"train": TrainConfig, "distill": DistillConfig}
+# Verb -> what describes it: a settings class for runs, otherwise the function it calls.
+VERBS: dict[str, Any] = {
+    "quickstart": commands.quickstart,
+    **RUNS,
+    "eval": commands.evaluate,
+    "models": commands.models,
+    "methods": commands.methods,
+    "datasets": commands.datasets,
+}
+
+
+class Parser(ArgumentParser):
+    """An argument parser whose errors are one line, and whose switches need no value (``--resume``)."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Print one line that says what to do, and exit with status 2."""
+        cause: BaseException | None = ex
+        while cause is not None and not isinstance(cause, UserError):
+            cause = cause.__cause__ or cause.__context__
+        text = str(cause) if cause is not None else " ".join(message.split())
+        parser = getattr(ex, "subcommand_parser", None) or self
+        prog = parser.prog.replace(" COMMAND", "").replace(" [options]", "")
+        text = re.sub(rf"\b(?:{'|'.join(VERBS)})\.(?=\w)", "--", text)  # distill.teacher -> --teacher
+        print(f"itrd: error: {text} (see `{prog} --help`)", file=sys.stderr)
+        sys.exit(2)
+
+
+def build_parser() -> Parser:
+    """Build the whole command line."""
+    set_parsing_settings(add_print_completion_argument=True)
+    parser = Parser(prog="itrd", description=_DESCRIPTION, usage="itrd COMMAND [options]")
+    parser.add_argument("--version", action="version", version=f"itrd {__version__}")
+    verbs = parser.add_subcommands(required=True, dest="command", title="commands", metavar="COMMAND")
+    for name, target in VERBS.items():
+        about = (target.__doc__ or "").split("\n")[0]
+        verbs.add_subcommand(name, _child(name, target, about), help=about)
+    return parser
+
+
+def _child(name: str, target: Any, about: str) -> Parser:
+    child = Parser(description=about, usage=f"itrd {name} [options]")
+    if name in RUNS:
+        child.add_argument("--config", action=ActionConfigFile, help="YAML file with any of these settings")
+        child.add_class_arguments(target, as_group=False)
+        _own_first(child, target)
+    else:
+        child.add_function_arguments(target, as_group=False)
+    _switches(child)
+    return child
+
+
+def _own_first(parser: Parser, config: type[RunConfig]) -> None:
+    """Show what the verb is about before the settings that all runs share."""
+    shared = {field.name for field in dataclasses.fields(RunConfig)}
+    for group in parser._action_groups:
+        group._group_actions.sort(key=lambda action: action.dest in shared)
+
+
+def _switches(parser: Parser) -> None:
+    """Let ``--resume`` stand for ``--resume true``."""
+    for action in parser._actions:
+        if getattr(action, "_typehint", None) is bool:
+            action.nargs, action.const = "?", True

@@ -1,0 +1,60 @@
+"""Training and distillation from the command line: signals, and what is printed at the end."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from types import FrameType
+
+from itrd.engine.config import DistillConfig, RunConfig, TrainConfig
+from itrd.engine.record import Result
+from itrd.engine.run import prepare_distill, prepare_train
+from itrd.engine.trainer import Interrupted, Trainer
+
+
+def carry_out(config: RunConfig) -> int:
+    """Run, and return the exit status."""
+    if isinstance(config, DistillConfig):
+        with prepare_distill(config) as trainer:
+            teacher = trainer.record["teacher"]
+            print(f"teacher {teacher['arch']}: {teacher['test']['top1']:.2f}% on {trainer.data.name}")
+            return _fit(trainer)
+    assert isinstance(config, TrainConfig)
+    with prepare_train(config) as trainer:
+        return _fit(trainer)
+
+
+def _fit(trainer: Trainer) -> int:
+    config = trainer.config
+    print(
+        f"{config.trained_model} on {trainer.data.name}, {trainer.task.objective.describe()}, {config.epochs} epochs, "
+        f"{trainer.device}, {config.precision}, {config.protocol()} schedule",
+        flush=True,
+    )
+    received: list[int] = []
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        trainer.request_stop()
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        result = trainer.fit()
+    except Interrupted as interruption:
+        print(f"itrd: {interruption}; continue with --resume", file=sys.stderr)
+        return 128 + received[0]
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    _summary(trainer, result)
+    return 0
+
+
+def _summary(trainer: Trainer, result: Result) -> None:
+    last, best = result.last, result.best
+    print(
+        f"top-1 {last.test['top1']:.2f}%, top-5 {last.test['top5']:.2f}% after the last epoch "
+        f"(best epoch, chosen on the test set: {best.test['top1']:.2f}% in epoch {best.epoch})"
+    )
+    if trainer.folder is not None:
+        print(f"written to {trainer.folder.path}")
