@@ -1,6 +1,33 @@
-"""Lets tests import the helper modules that lie beside this file."""
+"""Shared by all tests: helper modules importable, one thread a process, small networks and data."""
+
+from __future__ import annotations
 
 import sys
 from pathlib import Path
 
+import pytest
+import torch
+
 sys.path.insert(0, str(Path(__file__).parent))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    """Tests run side by side; threads that outnumber the cores make each other wait."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def tiny() -> dict[str, object]:
+    """Settings of a run that takes a second or two."""
+    return {"train_subset": 60, "test_subset": 40, "epochs": 2, "batch_size": 16, "tensorboard": False}
+
+
+@pytest.fixture(scope="session")
+def teacher_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder with a barely trained resnet8 on digits."""
+    import itrd
+
+    folder = tmp_path_factory.mktemp("teacher") / "run"
+    itrd.train("resnet8", "digits", train_subset=60, test_subset=40, epochs=1, out=str(folder))
+    return folder

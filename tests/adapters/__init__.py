@@ -74,15 +74,17 @@ class BaseAdapter:
         n = len(next(iter(case.inputs.values())))
         return Batch(case.inputs.get("target", torch.zeros(n, dtype=torch.long)), torch.arange(n))
 
+    def networks(self, case: Case) -> tuple[nn.Module, nn.Module]:
+        """Student and teacher networks for the set-up of a method that asks them for more than outputs."""
+        return nn.Identity(), nn.Identity()
+
     def build(self, case: Case) -> Method:
         """Create the method, build its modules and give them the case's parameters."""
         method = create_method(self.name, **self.settings(case.info["args"]))
         student, teacher = self.side(case.inputs, "s"), self.side(case.inputs, "t")
         labels = self.batch(case).labels
         with torch.no_grad():
-            method.setup(
-                Setup(student, teacher, nn.Identity(), nn.Identity(), student.logits.shape[1], labels)
-            )
+            method.setup(Setup(student, teacher, *self.networks(case), student.logits.shape[1], labels))
         method = method.to(case.dtype).train()
         state = method.state_dict()
         names = {key: self.loss_key(key) for key in state}
@@ -93,8 +95,8 @@ class BaseAdapter:
         return method
 
     def value(self, method: Method, terms: dict[str, Tensor], case: Case) -> Tensor:
-        """The file's value from our terms; default: their sum."""
-        return torch.stack([t.reshape(()) for t in terms.values()]).sum()
+        """The file's value from our terms; default: their weighted sum."""
+        return method.loss(terms)
 
     def compute(self, case: Case) -> Computed:
         """Run our method on a case."""

@@ -22,7 +22,7 @@ def quickstart(out: str = "quickstart", seeds: int = 3, epochs: int | None = Non
     run_quickstart(Path(out), seeds=seeds, epochs=epochs)
 
 
-def evaluate(
+def measure(
     model: str,
     data: str | None = None,
     data_root: str = "data",
@@ -40,7 +40,7 @@ def evaluate(
         device: auto, cpu, cuda or cuda:N.
         precision: fp32, or bf16 automatic mixed precision.
     """
-    from itrd.api import evaluate as measure
+    from itrd.api import evaluate
     from itrd.data import load_dataset
     from itrd.engine.networks import load_network
     from itrd.engine.run import check_classes, data_of
@@ -48,7 +48,7 @@ def evaluate(
     network = load_network(model)
     dataset = load_dataset(data or data_of(network), data_root, download=download)
     check_classes(network, dataset)
-    found = measure(network.net, dataset, device=device, precision=precision)
+    found = evaluate(network.net, dataset, device=device, precision=precision)
     print(
         f"{network.arch} ({network.source}) on {dataset.name}, {len(dataset.test)} test images: "
         f"top-1 {found['top1']:.2f}%, top-5 {found['top5']:.2f}%, loss {found['loss']:.4f}"

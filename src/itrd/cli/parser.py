@@ -21,7 +21,7 @@ RUNS: dict[str, type[RunConfig]] = {"train": TrainConfig, "distill": DistillConf
 VERBS: dict[str, Any] = {
     "quickstart": commands.quickstart,
     **RUNS,
-    "eval": commands.evaluate,
+    "eval": commands.measure,  # not named like itrd.evaluate: the parser would import that
     "models": commands.models,
     "methods": commands.methods,
     "datasets": commands.datasets,

@@ -12,6 +12,8 @@ import io
 import json
 import os
 import pickle
+import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -126,11 +128,12 @@ def _metadata(header: bytes) -> dict[str, str]:
 
 def _weights_only(stream: io.BytesIO, source: str) -> Any:
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
+            warnings.simplefilter("ignore")  # remarks on a file's pickle protocol
             return torch.load(stream, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         reason = str(error)
-        if "GLOBAL" in reason or "Unsupported" in reason or "not an allowed global" in reason:
+        if re.search(r"GLOBAL \S+\.\S+|Unsupported class", reason):
             raise CheckpointError(
                 f"{source} is refused: it asks for more than weights, and reading it could execute code; "
                 "ask its author for a safetensors file or a plain state dict"

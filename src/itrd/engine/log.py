@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -80,7 +81,8 @@ class Quiet:
         """One epoch is done."""
 
     def message(self, text: str) -> None:
-        """Say something."""
+        """Print a line on standard error: what is said here matters without a display, too."""
+        print(text, file=sys.stderr)
 
 
 class Console(Quiet):
@@ -96,6 +98,7 @@ class Console(Quiet):
             TimeRemainingColumn(),
             console=self._console,
             transient=True,
+            redirect_stdout=False,  # standard output may go to a file
             disable=not self._console.is_terminal,
         )
         self._stage = ""

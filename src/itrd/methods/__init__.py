@@ -17,10 +17,38 @@ METHODS: dict[str, str] = {
     "none": "none:NoDistillation",
     "kd": "kd:KD",
     "itrd": "itrd:ITRD",
+    "hint": "hint:Hint",
+    "attention": "attention:Attention",
+    "similarity": "similarity:Similarity",
+    "correlation": "correlation:Correlation",
+    "vid": "vid:VID",
+    "rkd": "rkd:RKD",
+    "pkt": "pkt:PKT",
+    "nst": "nst:NST",
+    "kdsvd": "kdsvd:KDSVD",
+    "dkd": "dkd:DKD",
+    "ofd": "ofd:OFD",
+    "dist": "dist:DIST",
+    "ttm": "ttm:TTM",
+    "wttm": "ttm:WTTM",
+    "logit_std": "logit_std:LogitStandardization",
+    "abound": "abound:AB",
+    "factor": "factor:FT",
+    "fsp": "fsp:FSP",
+    "crd": "crd:CRD",
+    "wcord": "wcord:WCoRD",
+    "reviewkd": "reviewkd:ReviewKD",
 }
 
 # Other names the field uses for them.
-ALIASES: dict[str, str] = {}
+ALIASES: dict[str, str] = {
+    "fitnet": "hint",
+    "at": "attention",
+    "sp": "similarity",
+    "cc": "correlation",
+    "ab": "abound",
+    "ft": "factor",
+}
 
 __all__ = [
     "ALIASES",

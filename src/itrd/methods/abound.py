@@ -47,9 +47,7 @@ class AB(Method):
     name = "abound"
     title = "AB"
     paper = "Heo, Lee, Yun, Choi, AAAI 2019, arXiv 1811.03233"
-    formula = (
-        "first stage: L = sum_i 2^(i-n+1) 3/(1000 B) sum (s + m)^2 [s > -m, t <= 0] + (s - m)^2 [s <= m, t > 0]"
-    )
+    formula = "first stage: L = sum_i 2^(i-n+1) 3/(1000 B) sum (s + m)^2 [s > -m, t <= 0] + (s - m)^2 [s <= m, t > 0]"
     reads = frozenset({"maps"})
     student_preact = True
     teacher_preact = True
@@ -101,6 +99,6 @@ class AB(Method):
 def boundary_loss(s: Tensor, t: Tensor, margin: float = 1.0) -> Tensor:
     """3 / (1000 B) sum of l over two maps (B, C, H, W) of equal shape; scalar."""
     scale = (3 / 1000 / s.shape[0]) ** 0.5
-    too_active = ((s + margin) * scale).square() * ((s > -margin) & (t <= 0))
-    too_silent = ((s - margin) * scale).square() * ((s <= margin) & (t > 0))
-    return (too_active + too_silent).sum()
+    too_active = (s + margin) * ((s > -margin) & (t <= 0))
+    too_silent = (s - margin) * ((s <= margin) & (t > 0))
+    return (scale * too_active).square().sum() + (scale * too_silent).square().sum()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 
@@ -69,13 +71,8 @@ class FSP(Method):
 
     def first_stage_terms(self, student: Outputs, teacher: Outputs, batch: Batch) -> dict[str, Tensor]:
         """Return ``{"fsp": scalar}`` for stems and maps with equal channels."""
-        flow_s, flow_t = flow(student), flow(teacher)
-        losses = [
-            mean_square(flow_matrix(*pair_s) - flow_matrix(*pair_t))
-            for pair_s, pair_t in zip(
-                zip(flow_s, flow_s[1:], strict=False), zip(flow_t, flow_t[1:], strict=False), strict=True
-            )
-        ]
+        pairs = zip(pairwise(flow(student)), pairwise(flow(teacher)), strict=True)
+        losses = [mean_square(flow_matrix(*pair_s) - flow_matrix(*pair_t)) for pair_s, pair_t in pairs]
         return {"fsp": torch.stack(losses).sum()}
 
     def terms(self, student: Outputs, teacher: Outputs, batch: Batch) -> dict[str, Tensor]:

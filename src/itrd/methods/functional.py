@@ -34,10 +34,11 @@ def standardize_columns(x: Tensor) -> Tensor:
     """
     if x.shape[0] < 2:
         return x * 0.0
+    centred = x - x.mean(dim=0)  # before std: gradients are summed in the plain formula's order
     std = x.std(dim=0)
     noise = 8 * torch.finfo(x.dtype).eps * x.detach().abs().amax(dim=0)
     regular = (std > noise) & torch.isfinite(std)
-    z = (x - x.mean(dim=0)) / torch.where(regular, std, torch.ones_like(std))
+    z = centred / torch.where(regular, std, torch.ones_like(std))
     z = torch.where(regular, z, torch.zeros_like(z))
     return z.detach() + x * 0.0 if x.shape[0] == 2 else z
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from itrd.methods.base import Batch, Method
-from itrd.methods.functional import normalize_rows, pool_to_match, tame
+from itrd.methods.functional import normalize_rows, pool_to_match
 from itrd.models.base import Outputs
 
 
@@ -48,7 +48,7 @@ class NST(Method):
 def nst_loss(f_s: Tensor, f_t: Tensor) -> Tensor:
     """L of one pair of maps; scalar."""
     f_s, f_t = pool_to_match(f_s, f_t)
-    u_s, u_t = normalize_rows(tame(f_s).flatten(2)), normalize_rows(tame(f_t).flatten(2))
+    u_s, u_t = normalize_rows(f_s.flatten(2)), normalize_rows(f_t.flatten(2))
     positions = u_s.shape[2]
     if positions <= max(u_s.shape[1], u_t.shape[1]):
         difference = _second_moments(u_s) - _second_moments(u_t)

@@ -51,9 +51,7 @@ class Objective(nn.Module):
         made = [(t.weight, create_method(t.name, **t.settings)) for t in terms if t.name != CROSS_ENTROPY]
         if cross_entropy:
             if ce_weight is not None:
-                raise UserError(
-                    "the weight of the cross-entropy is given twice: in the method and as ce_weight"
-                )
+                raise UserError("the cross-entropy has two weights: one in the method, one as ce_weight")
             written = cross_entropy[0].weight
             ce_weight = 1.0 if written is None else written
         if len(made) == 1:

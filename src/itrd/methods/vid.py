@@ -70,10 +70,13 @@ class VID(Method):
     def terms(self, student: Outputs, teacher: Outputs, batch: Batch) -> dict[str, Tensor]:
         """Return ``{"vid": scalar}`` for connected maps of equal shapes (B, C_i, H_i, W_i)."""
         losses = [
-            gaussian_loss(mu, f_t, torch.logaddexp(g.log_scale, torch.zeros_like(g.log_scale)) + self.eps)
-            for g, mu, f_t in zip(self.gaussians, student.maps, teacher.maps, strict=True)
+            gaussian_loss(mu, f_t, g.variance() + self.eps)
+            for g, mu, f_t in zip(self._gaussians(), student.maps, teacher.maps, strict=True)
         ]
         return {"vid": torch.stack(losses).sum()}
+
+    def _gaussians(self) -> list[_Gaussian]:
+        return [g for g in self.gaussians if isinstance(g, _Gaussian)]
 
 
 def gaussian_loss(mu: Tensor, f_t: Tensor, var: Tensor) -> Tensor:
@@ -96,3 +99,6 @@ class _Gaussian(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.regressor(x)
+
+    def variance(self) -> Tensor:
+        return torch.logaddexp(self.log_scale, torch.zeros_like(self.log_scale))

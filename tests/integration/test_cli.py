@@ -1,0 +1,218 @@
+"""The command line as a user meets it: real processes for start-up and signals, main() for the rest."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from itrd.cli import main
+from itrd.engine.checkpoint import read_weights
+from itrd.models import create_model
+
+SMALL = [
+    *("--train_subset", "60", "--test_subset", "40", "--batch_size", "16"),
+    *("--tensorboard", "false", "--progress", "false"),
+]
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    """Run a command that must be refused: status 2, one line, nothing written. Return the line."""
+    before = sorted(Path().rglob("*"))
+    try:
+        status = main(argv)
+    except SystemExit as stop:
+        status = stop.code
+    error = capsys.readouterr().err
+    assert status == 2
+    assert error.startswith("itrd: error: ")
+    assert error.count("\n") == 1
+    assert sorted(Path().rglob("*")) == before
+    return error
+
+
+def distill(teacher: Path | str, *more: str) -> list[str]:
+    return ["distill", "--teacher", str(teacher), "--student", "resnet8", "--epochs", "1", *SMALL, *more]
+
+
+def test_train_distill_eval(teacher_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert (
+        main(["train", "--model", "resnet8", "--data", "digits", "--epochs", "1", *SMALL, "--out", "t"]) == 0
+    )
+    assert main(distill("t", "--method", "kd + itrd", "--out", "s")) == 0
+    assert main(["eval", "--model", "s"]) == 0
+    out = capsys.readouterr().out
+    assert "teacher resnet8: " in out
+    assert "1*ce + 1*kd(T=4.0) + 1*itrd(" in out
+    assert "top-1 " in out.splitlines()[-1]
+    record = json.loads(Path("s/result.json").read_text())
+    assert record["protocol"] == "custom"
+    assert record["teacher"]["sha256"]
+    assert set(record["last"]["train"]) == {"loss", "ce", "kd", "itrd.corr", "itrd.mutual", "top1", "top5"}
+    assert record["last"] == record["curve"][-1]
+    _, metadata = read_weights(Path("s/last.safetensors"))
+    assert metadata["arch"] == "resnet8"
+    assert metadata["top1"] == f"{record['last']['test']['top1']:.4f}"
+    assert json.loads(Path("s/metrics.jsonl").read_text()) == record["curve"][0]
+
+
+def test_tensorboard_events() -> None:
+    small = [word if word != "false" else "true" for word in SMALL]
+    assert (
+        main(["train", "--model", "resnet8", "--data", "digits", "--epochs", "2", *small, "--out", "t"]) == 0
+    )
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator("t").Reload()
+    assert {"train/loss", "train/ce", "test/top1", "test/top5", "learning_rate"} <= set(
+        events.Tags()["scalars"]
+    )
+    assert [e.step for e in events.Scalars("test/top1")] == [1, 2]
+
+
+def test_config_file_round_trip(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["train", "--model", "resnet8", "--epochs", "3", "--print_config"])
+    Path("c.yaml").write_text(capsys.readouterr().out)
+    assert yaml.safe_load(Path("c.yaml").read_text())["epochs"] == 3
+    assert main(["train", "--config", "c.yaml", "--epochs", "1", *SMALL, "--out", "t"]) == 0
+    assert json.loads(Path("t/result.json").read_text())["settings"]["epochs"] == 1
+
+
+def test_listings(capsys: pytest.CaptureFixture[str]) -> None:
+    for verb, expected in (("models", "wrn_40_2"), ("methods", "2112.00459"), ("datasets", "cifar100")):
+        assert main([verb]) == 0
+        assert expected in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_shell_completion(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["--print_completion", f"shtab-{shell}"])
+    assert stop.value.code == 0
+    assert "--lambda" not in capsys.readouterr().err
+
+
+def test_unknown_names(capsys: pytest.CaptureFixture[str], teacher_folder: Path) -> None:
+    assert "did you mean 'resnet8'" in refused(capsys, "train", "--model", "resnet9")
+    teacher = str(teacher_folder)
+    assert "did you mean 'wrn_16_2'" in refused(
+        capsys, "distill", "--teacher", teacher, "--student", "wrn16_2"
+    )
+    assert "did you mean 'itrd'" in refused(capsys, *distill(teacher_folder, "--method", "itdr"))
+    assert "did you mean 'cifar100'" in refused(capsys, "train", "--model", "resnet8", "--data", "cifar-100")
+    assert "no setting 'beta'" in refused(capsys, *distill(teacher_folder, "--method", "itrd(beta=1)"))
+    assert "invalid choice: 'distil'" in refused(capsys, "distil")
+    assert "--student" in refused(capsys, "distill", "--teacher", teacher)
+    assert "unrecognized" in refused(capsys, "train", "--model", "resnet8", "--epoks", "3")
+    assert "epochs must be at least 1" in refused(capsys, "train", "--model", "resnet8", "--epochs", "0")
+
+
+def test_missing_and_damaged_data(capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["train", "--model", "resnet8", "--data", "cifar100", "--data_root", "d"]
+    assert "itrd datasets --download cifar100" in refused(capsys, *command)
+    folder = Path("d/cifar-100-python")
+    folder.mkdir(parents=True)
+    for name in ("train", "test", "meta"):
+        (folder / name).write_bytes(b"\x80\x02}q\x01(U\x04data")
+    assert "cifar-100-python" in refused(capsys, *command)
+
+
+def test_unusable_teachers(capsys: pytest.CaptureFixture[str], teacher_folder: Path) -> None:
+    assert "fetch_pretrained_teachers.sh" in refused(capsys, *distill("wrn_40_2"))
+    assert "no checkpoint at nothing.pth" in refused(capsys, *distill("nothing.pth"))
+
+    class Evil:
+        def __reduce__(self) -> tuple:
+            return os.mkdir, ("executed",)
+
+    Path("resnet8_evil").mkdir()
+    torch.save({"model": Evil()}, "resnet8_evil/x.pth")
+    assert "refused: it asks for more than weights" in refused(capsys, *distill("resnet8_evil/x.pth"))
+    torch.save({"model": create_model("resnet14", 10).state_dict()}, "resnet8_evil/other.pth")
+    assert "it fits resnet14" in refused(capsys, *distill("resnet8_evil/other.pth"))
+    torch.save({"model": create_model("resnet8", 100).state_dict()}, "resnet8_evil/hundred.pth")
+    line = refused(capsys, *distill("resnet8_evil/hundred.pth", "--data", "digits"))
+    assert "has 100 classes and digits" in line
+
+
+def test_unusable_folders(capsys: pytest.CaptureFixture[str], teacher_folder: Path) -> None:
+    Path("file").write_text("")
+    Path("other").mkdir()
+    Path("other/precious.txt").write_text("")
+    assert "is a file" in refused(capsys, *distill(teacher_folder, "--out", "file"))
+    assert "holds no run" in refused(capsys, *distill(teacher_folder, "--out", "other"))
+    assert "nothing to resume" in refused(capsys, *distill(teacher_folder, "--out", "new", "--resume"))
+    assert "cannot write" in refused(capsys, *distill(teacher_folder, "--out", "/proc/itrd/run"))
+    assert main(distill(teacher_folder, "--out", "run")) == 0
+    capsys.readouterr()
+    assert "already holds this run" in refused(capsys, *distill(teacher_folder, "--out", "run"))
+    line = refused(capsys, *distill(teacher_folder, "--out", "run", "--seed", "1", "--resume"))
+    assert "holds another run (seed 0 not 1)" in line
+
+
+def test_a_folder_in_use_is_refused(capsys: pytest.CaptureFixture[str], teacher_folder: Path) -> None:
+    from filelock import FileLock
+
+    assert main(distill(teacher_folder, "--out", "run")) == 0
+    capsys.readouterr()
+    with FileLock("run/.lock"):
+        assert "another process is using run" in refused(
+            capsys, *distill(teacher_folder, "--out", "run", "--resume")
+        )
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_signals_save_and_exit_and_the_run_goes_on(number: int, status: int) -> None:
+    command = [sys.executable, "-m", "itrd", "train", "--model", "resnet8", "--data", "digits"]
+    command += [*SMALL, "--epochs", "400", "--out", "run"]
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    deadline = time.monotonic() + 120
+    while not Path("run/checkpoint.pt").exists():
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == status
+    assert "continue with --resume" in error
+    done = len(Path("run/metrics.jsonl").read_text().splitlines())
+    assert 1 <= done < 400
+
+
+def test_help_is_quick() -> None:
+    """Within half a second of an empty Python process: medians of five."""
+
+    def median(command: list[str]) -> float:
+        times = []
+        for _ in range(5):
+            started = time.perf_counter()
+            subprocess.run([sys.executable, *command], check=True, capture_output=True)
+            times.append(time.perf_counter() - started)
+        return statistics.median(times)
+
+    assert median(["-m", "itrd", "--help"]) - median(["-c", "pass"]) < 0.5
+
+
+def test_help_does_not_load_torch() -> None:
+    code = (
+        "import sys; from itrd.cli.parser import build_parser; build_parser(); print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == "False"

@@ -1,0 +1,114 @@
+"""A run that is stopped anywhere and resumed ends with the same bits as one that was not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from itrd.engine.config import DistillConfig, TrainConfig
+from itrd.engine.log import Quiet
+from itrd.engine.run import prepare_distill, prepare_train
+from itrd.engine.trainer import Interrupted
+from itrd.methods import list_methods, method_class
+
+
+def prepared(settings: dict[str, Any], out: Path, resume: bool = False) -> Any:
+    cls = DistillConfig if "teacher" in settings else TrainConfig
+    config = cls(**settings, out=str(out), resume=resume, progress=False)
+    return prepare_distill(config) if isinstance(config, DistillConfig) else prepare_train(config)
+
+
+def run_until_stopped(settings: dict[str, Any], out: Path, steps: int) -> None:
+    """Start or resume a run and stop it after a number of steps, counted over stages and epochs."""
+    with prepared(settings, out, resume=out.exists()) as trainer, pytest.MonkeyPatch.context() as patch:
+        left = [steps]
+
+        def step(display: Quiet, epoch: int, images: int) -> None:
+            left[0] -= 1
+            if left[0] == 0:
+                trainer.request_stop()
+
+        patch.setattr(Quiet, "step", step)
+        with pytest.raises(Interrupted):
+            trainer.fit()
+
+
+def resumed(settings: dict[str, Any], out: Path) -> dict[str, Any]:
+    with prepared(settings, out, resume=True) as trainer:
+        result = trainer.fit()
+    return {"weights": result.student.state_dict(), "record": result.record}
+
+
+def whole_run(settings: dict[str, Any], out: Path) -> dict[str, Any]:
+    with prepared(settings, out) as trainer:
+        result = trainer.fit()
+    return {"weights": result.student.state_dict(), "record": result.record}
+
+
+def check_equal(a: dict[str, Any], b: dict[str, Any]) -> None:
+    for key, value in a["weights"].items():
+        assert torch.equal(value, b["weights"][key]), key
+    timing = ("seconds", "images_per_second")
+    for x, y in zip(a["record"]["curve"], b["record"]["curve"], strict=True):
+        assert {k: v for k, v in x.items() if k not in timing} == {
+            k: v for k, v in y.items() if k not in timing
+        }
+
+
+@pytest.mark.parametrize("method", list_methods())
+def test_resumed_run_equals_uninterrupted_run(
+    method: str, tmp_path: Path, tiny: dict[str, Any], teacher_folder: Path
+) -> None:
+    two_stages = "init_epochs" in method_class(method).settings()
+    notation = f"{method}(init_epochs=1)" if two_stages else method
+    settings = {**tiny, "teacher": str(teacher_folder), "student": "resnet8", "method": notation, "seed": 3}
+    expected = whole_run(settings, tmp_path / "whole")
+    out = tmp_path / "parts"
+    for steps in (3, 2, 2):  # of 4 an epoch: inside an epoch, across its end, and once more
+        run_until_stopped(settings, out, steps)
+    check_equal(expected, resumed(settings, out))
+    lines = (out / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in lines] == [1, 2]
+
+
+def test_bf16_and_teacher_training_resume_too(tmp_path: Path, tiny: dict[str, Any]) -> None:
+    settings = {**tiny, "model": "resnet8", "data": "digits", "precision": "bf16"}
+    expected = whole_run(settings, tmp_path / "whole")
+    run_until_stopped(settings, tmp_path / "parts", 5)
+    check_equal(expected, resumed(settings, tmp_path / "parts"))
+
+
+def test_a_damaged_checkpoint_falls_back_and_still_ends_the_same(
+    tmp_path: Path, tiny: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = {**tiny, "model": "resnet8", "data": "digits"}
+    expected = whole_run(settings, tmp_path / "whole")
+    out = tmp_path / "parts"
+    for steps in (2, 1):
+        run_until_stopped(settings, out, steps)
+    content = bytearray((out / "checkpoint.pt").read_bytes())
+    content[len(content) // 3] ^= 0x10
+    (out / "checkpoint.pt").write_bytes(content)
+    ended = resumed(settings, out)
+    assert "continuing from checkpoint.prev.pt" in capsys.readouterr().err
+    check_equal(expected, ended)
+
+
+def test_resuming_a_finished_run_changes_nothing(tmp_path: Path, tiny: dict[str, Any]) -> None:
+    settings = {**tiny, "model": "resnet8", "data": "digits"}
+    expected = whole_run(settings, tmp_path / "run")
+    check_equal(expected, resumed(settings, tmp_path / "run"))
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(
+    tmp_path: Path, tiny: dict[str, Any]
+) -> None:
+    settings = {**tiny, "epochs": 1, "model": "resnet8", "data": "digits"}
+    a, b = whole_run(settings, tmp_path / "a"), whole_run(settings, tmp_path / "b")
+    check_equal(a, b)
+    c = whole_run({**settings, "seed": 1}, tmp_path / "c")
+    assert not torch.equal(a["weights"]["conv1.weight"], c["weights"]["conv1.weight"])

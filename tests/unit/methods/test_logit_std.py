@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from itrd.errors import UserError
+from itrd.methods import create_method
+from itrd.methods.logit_std import standardize
+from itrd.methods.objective import Objective
+from method_examples import example_batch, random_outputs, ready
+
+STUDENT, TEACHER = random_outputs(1), random_outputs(2)
+BATCH = example_batch()
+
+
+def literal(z: torch.Tensor) -> torch.Tensor:
+    rows = []
+    for row in z:
+        mean = sum(row) / len(row)
+        std = (sum((x - mean) ** 2 for x in row) / (len(row) - 1)) ** 0.5
+        rows.append(torch.stack([(x - mean) / (std + 1e-7) for x in row]))
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize("base", ["kd(T=2)", "dkd(beta=6)", "dist", "ttm(g=0.3)", "wttm"])
+def test_is_the_base_method_on_standardised_logits(base: str) -> None:
+    method = ready("logit_std", STUDENT, TEACHER, base=base)
+    plain = Objective.create(base).methods[0].double()
+    outputs = [o._replace(logits=literal(o.logits)) for o in (STUDENT, TEACHER)]
+    expected = plain.loss(plain(*outputs, BATCH)).item()
+    assert method.loss(method(STUDENT, TEACHER, BATCH)).item() == pytest.approx(expected, rel=1e-10)
+
+
+def test_scale_and_shift_of_a_samples_logits_change_nothing() -> None:
+    scale = torch.tensor([[3.0], [70.0], [1.0], [1e15]], dtype=torch.float64)
+    moved = STUDENT._replace(logits=STUDENT.logits * scale + 2 * scale)
+    method = ready("logit_std", STUDENT, TEACHER)
+    values = [method(s, TEACHER, BATCH)["kd"].item() for s in (STUDENT, moved)]
+    assert values[0] == pytest.approx(values[1], rel=1e-5)  # up to the 1e-7 beside std
+
+
+def test_equal_logits_become_zeros() -> None:
+    assert standardize(torch.full((2, 4), 3.0)).abs().max() == 0
+
+
+def test_warm_up_of_the_base_method() -> None:
+    method = ready("logit_std", STUDENT, TEACHER, base="dkd")
+    terms = method(STUDENT, TEACHER, BATCH)
+    full = method.loss(terms).item()
+    method.start_epoch(5)
+    assert method.loss(terms).item() == pytest.approx(0.25 * full)
+
+
+def test_notation() -> None:
+    objective = Objective.create("logit_std")
+    assert (objective.weights, objective.ce_weight) == ([9.0], 0.1)
+    written = Objective.create("1*ce + 9*logit_std(base='dkd(beta=6)')")
+    assert Objective.create(written.describe()).describe() == written.describe()
+    both = Objective.create("kd + logit_std").double()
+    _, shown = both(STUDENT, TEACHER, BATCH)
+    assert set(shown) == {"ce", "kd", "logit_std.kd"}
+
+
+@pytest.mark.parametrize("base", ["itrd", "kd + dkd", "0.5*kd", "ce", "logit_std", "none"])
+def test_refuses_other_bases(base: str) -> None:
+    with pytest.raises(UserError, match="one method that reads logits only"):
+        create_method("logit_std", base=base)

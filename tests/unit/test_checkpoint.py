@@ -1,0 +1,147 @@
+"""Weights in and out; nothing in a file is executed; damage is noticed."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+
+from itrd.engine.checkpoint import load_into, load_state, read_weights, save_state, save_weights
+from itrd.engine.files import write_atomically
+from itrd.engine.networks import architecture_from_path, load_network
+from itrd.errors import CheckpointError, UserError
+from itrd.models import create_model
+
+
+def same(a: torch.nn.Module, b: torch.nn.Module) -> bool:
+    return all(
+        torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True)
+    )
+
+
+def test_safetensors_round_trip(tmp_path: Path) -> None:
+    net = create_model("resnet8", 10)
+    save_weights(tmp_path / "w.safetensors", net, {"arch": "resnet8", "num_classes": "10", "data": "digits"})
+    loaded = load_network(str(tmp_path / "w.safetensors"))
+    assert (loaded.arch, loaded.num_classes, loaded.data) == ("resnet8", 10, "digits")
+    assert not loaded.net.training
+    assert same(loaded.net, net)
+
+
+@pytest.mark.parametrize("kind", ["epoch", "best", "last", "plain", "backbone"])
+def test_published_checkpoint_layouts(tmp_path: Path, kind: str) -> None:
+    net = create_model("wrn_16_1", 100)
+    state = net.state_dict()
+    content = {
+        "epoch": {"epoch": 240, "model": state, "accuracy": torch.tensor([75.6]), "optimizer": {"state": {}}},
+        "best": {"epoch": 200, "model": state, "best_acc": torch.tensor(75.9)},
+        "last": {"opt": argparse.Namespace(model="wrn_16_1", trial=0), "model": state},
+        "plain": state,
+        "backbone": {"net": {f"backbone.{k}": v for k, v in state.items()} | {"auxiliary.w": torch.zeros(1)}},
+    }[kind]
+    folder = tmp_path / "wrn_16_1_vanilla"
+    folder.mkdir()
+    torch.save(content, folder / "ckpt_epoch_240.pth")
+    loaded = load_network(str(folder / "ckpt_epoch_240.pth"))
+    assert loaded.arch == "wrn_16_1"
+    assert same(loaded.net, net)
+
+
+def test_files_without_batch_counters_load(tmp_path: Path) -> None:
+    net = create_model("resnet8", 100)
+    state = {k: v for k, v in net.state_dict().items() if not k.endswith("num_batches_tracked")}
+    torch.save({"model": state}, tmp_path / "old.pth")
+    assert same(load_network(f"resnet8:{tmp_path / 'old.pth'}").net, net)
+
+
+def test_another_architecture_is_named(tmp_path: Path) -> None:
+    torch.save({"model": create_model("resnet20", 100).state_dict()}, tmp_path / "x.pth")
+    with pytest.raises(CheckpointError, match=r"not a checkpoint of resnet8: .*; it fits resnet20"):
+        load_network(f"resnet8:{tmp_path / 'x.pth'}")
+    with pytest.raises(UserError, match=r"cannot tell the architecture of .*; write NAME:"):
+        load_network(str(tmp_path / "x.pth"))
+
+
+def test_shape_mismatch_is_named() -> None:
+    state = create_model("resnet8", 10).state_dict()
+    with pytest.raises(CheckpointError, match=r"fc.weight has shape \(10, 64\) instead of \(100, 64\)"):
+        load_into(create_model("resnet8", 100), state, "x.pth")
+
+
+class Touch:
+    def __init__(self, path: Path) -> None:
+        self.path = str(path)
+
+    def __reduce__(self) -> tuple:
+        return os.system, (f"touch {self.path}",)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_code_in_a_checkpoint_is_not_executed(tmp_path: Path, legacy: bool) -> None:
+    trace = tmp_path / "executed"
+    content = {"model": create_model("resnet8").state_dict(), "extra": Touch(trace)}
+    torch.save(content, tmp_path / "evil.pth", _use_new_zipfile_serialization=not legacy)
+    with pytest.raises(CheckpointError, match="refused: it asks for more than weights"):
+        read_weights(tmp_path / "evil.pth")
+    (tmp_path / "raw.pth").write_bytes(pickle.dumps(Touch(trace)))
+    with pytest.raises(CheckpointError):
+        read_weights(tmp_path / "raw.pth")
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_damaged_weights(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"w{suffix}"
+    net = create_model("resnet8")
+    if suffix == ".pth":
+        torch.save({"model": net.state_dict()}, path)
+    else:
+        save_weights(path, net, {"arch": "resnet8"})
+    whole = path.read_bytes()
+    for content in (b"", whole[:100], whole[: len(whole) // 2], b"\xff" * 100):
+        path.write_bytes(content)
+        with pytest.raises(CheckpointError, match="again"):
+            read_weights(path)
+    with pytest.raises(CheckpointError, match="cannot read"):
+        read_weights(tmp_path / f"absent{suffix}")
+
+
+def test_architecture_from_path() -> None:
+    assert architecture_from_path("save/models/wrn_40_2_vanilla/ckpt_epoch_240.pth") == "wrn_40_2"
+    assert architecture_from_path("a/resnet32x4_vanilla/x.pth") == "resnet32x4"
+    assert architecture_from_path("a/b/x.pth") is None
+
+
+def test_state_falls_back_to_the_previous_one(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.pt"
+    save_state(path, {"step": 1, "tensor": torch.arange(5)})
+    save_state(path, {"step": 2, "tensor": torch.arange(5)})
+    assert load_state(path)[0]["step"] == 2
+    damaged = bytearray(path.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    path.write_bytes(damaged)
+    state, message = load_state(path)
+    assert state["step"] == 1
+    assert message is not None
+    assert "checksum does not match; continuing from checkpoint.prev.pt" in message
+    (tmp_path / "checkpoint.prev.pt").write_bytes(b"")
+    with pytest.raises(CheckpointError, match="no usable checkpoint"):
+        load_state(path)
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file"
+    write_atomically(path, b"old")
+
+    def fail(*args: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="disk full"):
+        write_atomically(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]

@@ -1,0 +1,80 @@
+"""Settings: defaults that depend on others, labels, identity."""
+
+from __future__ import annotations
+
+import pytest
+
+from itrd.engine.config import DistillConfig, TrainConfig, milestone_rate
+from itrd.errors import UserError
+from itrd.stats import paired_difference, summarize
+
+
+def test_defaults_are_the_published_protocol() -> None:
+    config = TrainConfig(model="wrn_16_2", data="cifar100").resolved()
+    assert (config.epochs, config.batch_size, config.learning_rate) == (240, 64, 0.05)
+    assert config.milestones == [150, 180, 210]
+    assert config.protocol() == "protocol"
+
+
+@pytest.mark.parametrize("student", ["MobileNetV2", "ShuffleV1", "ShuffleV2"])
+def test_slow_learners(student: str) -> None:
+    config = DistillConfig(teacher="t", student=student, data="cifar100")
+    assert config.resolved().learning_rate == 0.01
+    assert config.protocol() == "protocol"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"epochs": 12}, {"batch_size": 128}, {"learning_rate": 0.1}, {"train_subset": 10}, {"data": "digits"}],
+)
+def test_any_change_of_schedule_or_data_is_another_track(change: dict) -> None:
+    assert TrainConfig(**{"model": "wrn_16_2", "data": "cifar100", **change}).protocol() == "custom"
+
+
+def test_seed_precision_and_device_do_not_change_the_protocol() -> None:
+    config = TrainConfig(model="wrn_16_2", data="cifar100", seed=3, precision="bf16", device="cuda")
+    assert config.protocol() == "protocol"
+
+
+def test_milestones_scale_with_the_epochs() -> None:
+    assert TrainConfig(model="resnet8", epochs=16).resolved().milestones == [10, 12, 14]
+    assert TrainConfig(model="resnet8", epochs=1).resolved().milestones == [1]
+    assert TrainConfig(model="resnet8", epochs=16, milestones=[3]).resolved().milestones == [3]
+
+
+def test_rate_by_epoch() -> None:
+    rates = [
+        milestone_rate(0.05, 0.1, [150, 180, 210], epoch) for epoch in (1, 150, 151, 180, 181, 210, 211, 240)
+    ]
+    assert rates == pytest.approx([0.05, 0.05, 5e-3, 5e-3, 5e-4, 5e-4, 5e-5, 5e-5])
+
+
+def test_identity_leaves_out_where_a_run_executes() -> None:
+    here = TrainConfig(model="resnet8", out="a", device="cpu", data_root="x")
+    there = TrainConfig(model="resnet8", out="b", device="cuda", resume=True, data_root="y")
+    assert here.identity() == there.identity()
+    assert here.identity() != TrainConfig(model="resnet8", seed=1).identity()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"epochs": 0}, "epochs must be at least 1"),
+        ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"learning_rate": -1.0}, "learning_rate must be positive"),
+        ({"milestones": [5, 3]}, "milestones must increase"),
+    ],
+)
+def test_wrong_settings(settings: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        TrainConfig(model="resnet8", **settings)
+
+
+def test_summary_of_three_runs() -> None:
+    summary = summarize([1.0, 2.0, 3.0])
+    assert (summary.n, summary.mean, summary.std) == (3, 2.0, 1.0)
+    # t quantile 0.975 with 2 degrees of freedom is 4.302652...
+    assert summary.half_width == pytest.approx(4.3026527 / 3**0.5)
+    assert paired_difference([2.0, 3.0, 5.0], [1.0, 1.0, 1.0]).mean == pytest.approx(7 / 3)
+    with pytest.raises(ValueError, match="nothing"):
+        summarize([])

@@ -1,0 +1,88 @@
+"""The notation for losses and its weights."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from itrd.errors import UnknownNameError, UserError
+from itrd.methods import Batch, create_method, create_objective
+from itrd.methods.expression import Term, parse
+from itrd.models.base import Outputs
+
+
+def test_parse() -> None:
+    assert parse("kd") == [Term("kd")]
+    assert parse("0.1*ce + 0.9*kd(T=2)") == [Term("ce", 0.1), Term("kd", 0.9, {"T": 2})]
+    assert parse("kd + 0.8 * itrd(alpha=1.5, lambda_corr=2)") == [
+        Term("kd"),
+        Term("itrd", 0.8, {"alpha": 1.5, "lambda_corr": 2}),
+    ]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "kd +",
+        "kd - itrd",
+        "kd*0.5",
+        "kd(4)",
+        "kd(**x)",
+        "kd(T=f())",
+        "__import__('os')",
+        "kd.x",
+        "kd; itrd",
+        "1",
+    ],
+)
+def test_anything_else_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match="is not understood"):
+        parse(text)
+
+
+def test_errors_name_what_is_wrong() -> None:
+    with pytest.raises(UnknownNameError, match="unknown method 'itdr'; did you mean 'itrd'"):
+        create_objective("kd + itdr")
+    with pytest.raises(UserError, match="names a term twice"):
+        create_objective("kd + kd")
+    with pytest.raises(UserError, match="two weights"):
+        create_objective("0.5*ce + kd", ce_weight=1.0)
+    with pytest.raises(UserError, match="no setting 'tau'"):
+        create_objective("kd(tau=3)")
+
+
+@pytest.mark.parametrize(
+    ("text", "described"),
+    [
+        ("none", "1*ce"),
+        ("kd", "0.1*ce + 0.9*kd(T=4.0)"),
+        ("itrd", "1*ce + 1*itrd(alpha=1.01, lambda_corr=2.0, lambda_mutual=1.0)"),
+        ("kd + itrd", "1*ce + 1*kd(T=4.0) + 1*itrd(alpha=1.01, lambda_corr=2.0, lambda_mutual=1.0)"),
+        ("0.5*kd", "0.1*ce + 0.5*kd(T=4.0)"),
+        ("2*ce + 0.5*kd", "2*ce + 0.5*kd(T=4.0)"),
+    ],
+)
+def test_weights(text: str, described: str) -> None:
+    objective = create_objective(text)
+    assert objective.describe() == described
+    assert create_objective(described).describe() == described
+
+
+def test_the_loss_is_the_weighted_sum_of_the_terms_it_shows() -> None:
+    torch.manual_seed(0)
+    z_s, z_t = torch.randn(6, 5), torch.randn(6, 5)
+    objective = create_objective("0.3*ce + 0.7*kd(T=3)")
+    total, terms = objective(Outputs(z_s), Outputs(z_t), Batch(torch.arange(6) % 5, torch.arange(6)))
+    assert set(terms) == {"ce", "kd"}
+    assert total.item() == pytest.approx(0.3 * terms["ce"].item() + 0.7 * terms["kd"].item(), rel=1e-6)
+
+
+def test_what_a_method_reads_must_be_there() -> None:
+    method = create_method("itrd")
+    with pytest.raises(UserError, match="'itrd' reads embedding, and the student does not provide"):
+        method(
+            Outputs(torch.zeros(2, 3)),
+            Outputs(torch.zeros(2, 3)),
+            Batch(torch.zeros(2).long(), torch.arange(2)),
+        )
