@@ -73,17 +73,28 @@ def models() -> None:
     _show(table)
 
 
-def methods() -> None:
-    """List the distillation methods with their published weights and settings."""
-    from itrd.methods import list_methods, method_class
+def methods(name: str | None = None) -> None:
+    """List the distillation methods, or show everything about one.
 
-    table = _table("name", "method", "reads", "weight", "CE weight", "settings", "paper")
-    for name in list_methods():
-        cls = method_class(name)
-        settings = ", ".join(f"{key}={value!r}" for key, value in cls.settings().items())
-        reads = ", ".join(sorted(cls.reads)) or "labels only"
-        table.add_row(name, cls.title, reads, f"{cls.weight:g}", f"{cls.ce_weight:g}", settings, cls.paper)
-    _show(table)
+    Args:
+        name: the method to show: formula, settings, deviations, published accuracies, measured overhead.
+    """
+    from itrd.catalogue.text import about, listing
+
+    print(listing() if name is None else about(name))
+
+
+def recipes(method: str | None = None, teacher: str | None = None, student: str | None = None) -> None:
+    """List the losses behind the published accuracies on CIFAR-100; paste one into `itrd distill --method`.
+
+    Args:
+        method: only this method's.
+        teacher: only pairs with this teacher.
+        student: only pairs with this student.
+    """
+    from itrd.recipes.text import listing
+
+    print(listing(method, teacher, student))
 
 
 def datasets(download: str | None = None, data_root: str = "data") -> None:

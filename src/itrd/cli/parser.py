@@ -24,6 +24,7 @@ VERBS: dict[str, Any] = {
     "eval": commands.measure,  # not named like itrd.evaluate: the parser would import that
     "models": commands.models,
     "methods": commands.methods,
+    "recipes": commands.recipes,
     "datasets": commands.datasets,
 }
 

@@ -18,7 +18,9 @@ PROTOCOL_MILESTONES = (150, 180, 210)
 _SLOW_LEARNERS = ("MobileNetV2", "ShuffleV1", "ShuffleV2")
 
 # Settings that say where and how a run executes, not what it computes.
-_INCIDENTAL = frozenset({"out", "resume", "device", "tensorboard", "data_root", "download", "progress"})
+_INCIDENTAL = frozenset(
+    {"teacher_table", "out", "resume", "device", "tensorboard", "data_root", "download", "progress"}
+)
 
 
 @dataclass(kw_only=True)
@@ -157,6 +159,9 @@ class DistillConfig(RunConfig):
         method: what to add to the cross-entropy: a method (`itrd methods` lists them), with settings as in
             itrd(alpha=1.5), or a weighted sum such as kd + 0.8*itrd or 0.1*ce + 0.9*kd.
         ce_weight: weight of the cross-entropy (default: the method's published weight; 1 in sums).
+        teacher_table: folder for tables of teacher outputs: where the method reads only logits and embedding, each
+            (image, view) is then computed once and looked up ever after, also by later runs of any method
+            and seed (default: run the teacher at every step).
         track: reference reproduces the published code's side effects on batch norms; clean avoids them.
     """
 
@@ -165,6 +170,7 @@ class DistillConfig(RunConfig):
     method: str = "itrd"
     ce_weight: float | None = None
     track: Literal["reference", "clean"] = "reference"
+    teacher_table: str | None = None
 
     @property
     def trained_model(self) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from itrd.engine import zoo
 from itrd.engine.checkpoint import classes_in, load_into, read_weights
 from itrd.engine.files import sha256_of
 from itrd.errors import CheckpointError, UserError
@@ -39,20 +40,26 @@ class TrainedNetwork:
 
 
 def load_network(spec: str) -> TrainedNetwork:
-    """Load a trained network from a run folder, a file, ``NAME:FILE``, or a published teacher's name.
+    """Load a trained network from a run folder, a file, ``NAME:FILE``, or by name.
+
+    A name is looked up in the zoo (:mod:`itrd.engine.zoo`) first, then among the published teachers' files under
+    ``save/models``. A file of the zoo must be the one that its card describes.
 
     Raises:
         CheckpointError: missing, damaged, unsafe, or for another architecture.
         UserError: the architecture cannot be told from the file's name or content.
     """
     arch, _, rest = spec.partition(":")
+    in_zoo = zoo.find(spec)
     if arch in list_models() and rest:
         path = Path(rest)
+    elif in_zoo is not None:
+        arch, path = "", in_zoo
     elif spec in list_models():
         arch, path = spec, Path(PUBLISHED.format(name=spec))
         if not path.is_file():
             raise CheckpointError(
-                f"no weights for {spec}: {path} does not exist; fetch the published ones with "
+                f"no weights for {spec}: neither {zoo.ZOO / spec}.safetensors nor {path} exists; fetch the published ones with "
                 f"`sh scripts/fetch_pretrained_teachers.sh`, train it with `itrd train --model {spec}`, "
                 "or give a run folder"
             )
@@ -62,7 +69,10 @@ def load_network(spec: str) -> TrainedNetwork:
         path = path / "last.safetensors"
     if not path.is_file():
         raise CheckpointError(f"no checkpoint at {path}; give a run folder, a .pth or a .safetensors file")
+    if zoo.is_in_zoo(path):
+        zoo.read_card(path)
     state, metadata = read_weights(path)
+    state = zoo.single(state)
     arch = arch or metadata.get("arch") or architecture_from_path(path) or ""
     if arch not in list_models():
         raise UserError(f"cannot tell the architecture of {path}; write NAME:{path}, NAME from `itrd models`")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 from torch import Tensor, nn
 
 from itrd.engine.config import RunConfig, milestone_rate
 from itrd.engine.task import DistillTask, StepOutput
 from itrd.methods.base import Batch, FirstStage, Method
+from itrd.models.base import Outputs
 
 MAIN = "main"
 
@@ -24,14 +24,14 @@ class Stage:
         epochs: passes over the training set.
         rate: learning rate of an epoch, counted from 1.
         begin: puts the modules into the modes of this stage and returns the parameters it trains.
-        step: loss of one batch.
+        step: loss of one batch, given the teacher's outputs if they are known already.
     """
 
     name: str
     epochs: int
     rate: Callable[[int], float]
     begin: Callable[[], list[nn.Parameter]]
-    step: Callable[[Tensor, Batch], StepOutput]
+    step: Callable[[Tensor, Batch, Outputs | None], StepOutput]
 
 
 def stages_of(task: DistillTask, config: RunConfig) -> list[Stage]:
@@ -48,7 +48,7 @@ def _first(task: DistillTask, method: Method, stage: FirstStage, config: RunConf
         stage.epochs,
         lambda epoch: rate,
         lambda: task.first_stage_mode(stage),
-        partial(task.first_stage_step, method),
+        lambda images, batch, teacher: task.first_stage_step(method, images, batch),
     )
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from itrd.methods.base import Batch, FirstStage, Method, Setup
 from itrd.methods.objective import Objective
 from itrd.models.base import Outputs
-from itrd.models.observe import observer
+from itrd.models.observe import Observer, observer
 
 
 class StepOutput(NamedTuple):
@@ -49,6 +49,11 @@ class DistillTask(nn.Module):
         """The frozen network, if there is one."""
         return self._teacher[0] if self._teacher else None
 
+    @property
+    def observe_teacher(self) -> Observer | None:
+        """Runs the teacher, if there is one."""
+        return self._observe_teacher
+
     def setup(self, images: Tensor, num_classes: int, train_labels: Tensor) -> None:
         """Build the objective's trainable modules from the shapes that a few images give."""
         if self.teacher is None or not self.objective.reads:
@@ -63,9 +68,13 @@ class DistillTask(nn.Module):
         self.objective.setup(setup)
         self.objective.to(images.device)
 
-    def forward(self, images: Tensor, batch: Batch) -> StepOutput:
-        """Compute the loss of one batch of normalised images (B, C, H, W)."""
-        teacher = self._teacher_outputs(images)
+    def forward(self, images: Tensor, batch: Batch, teacher: Outputs | None = None) -> StepOutput:
+        """Compute the loss of one batch of normalised images (B, C, H, W).
+
+        ``teacher`` gives the teacher's outputs where they are known already; otherwise it is run.
+        """
+        if teacher is None:
+            teacher = self._teacher_outputs(images)
         student = self._student_outputs(images)
         loss, terms = self.objective(student, teacher, batch)
         return StepOutput(loss, student.logits.detach(), {"loss": loss.detach(), **terms})

@@ -7,16 +7,18 @@ run that was never stopped.
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from itrd.data.datasets import ImageDataset, Split
 from itrd.data.device import DeviceImages
-from itrd.data.plan import plan_epoch
+from itrd.data.plan import EpochPlan, plan_epoch
 from itrd.engine.checkpoint import load_state, save_state, save_weights
 from itrd.engine.config import RunConfig
 from itrd.engine.device import autocast, resolve_device
@@ -27,6 +29,7 @@ from itrd.engine.log import Console, EpochLog, Quiet
 from itrd.engine.metrics import Meter, accuracies
 from itrd.engine.record import Epoch, Result, build_record
 from itrd.engine.stages import MAIN, Stage, stages_of
+from itrd.engine.table import TABULAR, EpochRows, TeacherTable
 from itrd.engine.task import DistillTask
 from itrd.errors import CheckpointError, TrainingError
 from itrd.methods.base import Batch, at_least_float32
@@ -80,6 +83,7 @@ class Trainer:
         self._stop = False
         self._place()
         self._stages = stages_of(task, config)
+        self._table = self._open_table()
         self._position = _Position(self.device)
 
     def _place(self) -> None:
@@ -109,6 +113,33 @@ class Trainer:
         torch.manual_seed(derive(self.config.seed, "method"))
         few = torch.arange(min(4, len(self.train_images)), device=self.device)
         self.task.setup(self.train_images.plain(few), data.num_classes, self.train_images.labels)
+
+    def _open_table(self) -> TeacherTable | None:
+        """Open the table of teacher outputs, if this run is to use one and its methods can."""
+        folder, task = getattr(self.config, "teacher_table", None), self.task
+        if folder is None or task.teacher is None or not task.objective.reads:
+            return None
+        if not task.objective.reads <= TABULAR:
+            print(
+                "the method reads feature maps: the teacher is run at every step, not looked up",
+                file=sys.stderr,
+            )
+            return None
+        assert task.observe_teacher is not None
+        # On a CPU the training batch, so that a row has the bits of the live teacher; on a GPU a large one.
+        batch = self.config.batch_size if self.device.type == "cpu" else max(1024, self.config.batch_size)
+        return TeacherTable(
+            Path(folder),
+            task.observe_teacher,
+            task.teacher,
+            self.data,
+            self.train_images,
+            self.config.precision,
+            batch,
+        )
+
+    def _teacher_rows(self, stage: Stage, plan: EpochPlan) -> EpochRows | None:
+        return self._table.epoch(plan) if self._table is not None and stage.name == MAIN else None
 
     def request_stop(self) -> None:
         """Stop after the current step, with the state saved; :meth:`fit` then raises :class:`Interrupted`."""
@@ -175,12 +206,14 @@ class Trainer:
         if stage.name == MAIN:
             self.task.objective.start_epoch(epoch)
         before, started = position.seconds, time.perf_counter()
+        known = self._teacher_rows(stage, plan)  # its cost belongs to the epoch
         for step, (indices, views) in enumerate(plan.to(self.device)):
             if step < position.step:
                 continue
             batch = Batch(images.labels[indices], indices)
             with autocast(self.device, config.precision):
-                output = stage.step(images.batch(indices, views), batch)
+                teacher = known.slice(step * config.batch_size, len(indices)) if known else None
+                output = stage.step(images.batch(indices, views), batch, teacher)
             optimizer.zero_grad(set_to_none=True)
             output.loss.backward()
             optimizer.step()

@@ -1,0 +1,80 @@
+"""What a method's loss costs, as ``benchmarks/loss_overhead.py`` measured it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+FILE = "loss_overhead.json"
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Loss of one method, forward and backward.
+
+    Attributes:
+        method: registry name.
+        stage: ``main`` or ``first``.
+        percent: median time in percent of the student's own training step; None where it cannot run.
+        peak_percent: peak memory in percent of that step's.
+        reason: why it cannot run.
+    """
+
+    method: str
+    stage: str
+    percent: float | None
+    peak_percent: float | None
+    reason: str
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """All methods under one condition.
+
+    Attributes:
+        where: machine, threads, precision and batch size in words.
+        pair: teacher and student.
+        versions: of Python and torch.
+        repeats: how often each time was taken.
+        step_ms: median time of the student's own step.
+        costs: the methods'.
+    """
+
+    where: str
+    pair: str
+    versions: dict[str, str]
+    repeats: int
+    step_ms: float
+    costs: tuple[Cost, ...]
+
+    def of(self, method: str) -> tuple[Cost, ...]:
+        """Return what one method costs: one entry, or one for each of its stages."""
+        return tuple(cost for cost in self.costs if cost.method == method)
+
+
+@cache
+def measurements() -> tuple[Measurement, ...]:
+    """Read what ships with the package; nothing if no measurement does."""
+    file = files("itrd.recipes").joinpath(FILE)
+    if not file.is_file():
+        return ()
+    return tuple(_read(entry) for entry in json.loads(file.read_text(encoding="utf-8"))["measurements"])
+
+
+def _read(entry: dict[str, Any]) -> Measurement:
+    step = entry["step"]
+    costs = tuple(
+        Cost(
+            line["method"],
+            line["stage"],
+            None if line["reason"] else 100 * line["median_ms"] / step["median_ms"],
+            None if line["reason"] else 100 * line["peak_mib"] / step["peak_mib"],
+            line["reason"],
+        )
+        for line in entry["methods"]
+    )
+    where = f"{entry['machine']}, {entry['precision']}, batch {entry['batch_size']}"
+    return Measurement(where, entry["pair"], entry["versions"], entry["repeats"], step["median_ms"], costs)

@@ -1,0 +1,265 @@
+"""The teacher as a table: its outputs for every (image, view), computed once and looked up ever after.
+
+Crop and flip show an image in a finite number of views (162 for CIFAR), and a frozen teacher in eval mode is
+a function of (image, view). Methods that read only logits and embedding need nothing else of it. The outputs lie
+in memory-mapped files of N x V rows, most of them holes until they are needed: before each epoch the rows
+that the epoch's plan asks for and that are not there yet are computed, in batches of one fixed size, and the
+epoch's N rows are then copied to the device in one piece. A step only slices them.
+
+On disk, in a folder named after the key:
+
+    table.json        the key and the shapes
+    logits.bin        N * V rows of K numbers
+    embedding.bin     N * V rows of D numbers
+    filled.bin        N * V bits: which rows are valid; replaced as a whole after the rows are flushed
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from itrd.data.datasets import ImageDataset
+from itrd.data.device import DeviceImages
+from itrd.data.plan import EpochPlan
+from itrd.engine.device import autocast
+from itrd.engine.files import write_atomically, write_json
+from itrd.errors import DataError
+from itrd.models.base import Outputs
+from itrd.models.observe import Observer
+
+TABULAR = frozenset({"logits", "embedding"})
+
+# Files hold raw bytes; these integer types carry the floats of the same size through NumPy, which has no bf16.
+_CARRIER = {
+    torch.float32: np.int32,
+    torch.bfloat16: np.int16,
+    torch.float16: np.int16,
+    torch.float64: np.int64,
+}
+
+
+def table_key(net: nn.Module, data: ImageDataset, precision: str, device: torch.device) -> dict[str, Any]:
+    """Everything that the rows depend on: weights, images, normalisation, views, arithmetic."""
+    digest = hashlib.sha256()
+    for name, tensor in net.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return {
+        "teacher": digest.hexdigest(),
+        "data": data.fingerprint,
+        "mean": list(data.mean),
+        "std": list(data.std),
+        "padding": data.padding,
+        "flip": data.flip,
+        "precision": precision,
+        "device": device.type,
+    }
+
+
+class TableFile:
+    """Rows on disk and which of them are valid.
+
+    Args:
+        root: folder of all tables.
+        key: of :func:`table_key`.
+        rows: N * V.
+        columns: name -> (width, dtype) of each part of a row.
+
+    Raises:
+        DataError: the folder holds another table, or cannot be used.
+    """
+
+    def __init__(
+        self, root: Path, key: dict[str, Any], rows: int, columns: dict[str, tuple[int, torch.dtype]]
+    ) -> None:
+        content = {
+            "format": 1,
+            "key": key,
+            "rows": rows,
+            "columns": {name: [width, str(dtype)] for name, (width, dtype) in columns.items()},
+        }
+        name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+        self.folder = root / name
+        self._rows = rows
+        try:
+            self._open(content)
+            self._parts = {
+                part: (self._map(part, width, dtype), dtype) for part, (width, dtype) in columns.items()
+            }
+        except OSError as error:
+            raise DataError(f"cannot use the teacher table {self.folder}: {error.strerror}") from None
+        self.filled = self._read_filled()
+
+    def _open(self, content: dict[str, Any]) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        description = self.folder / "table.json"
+        if not description.exists():
+            write_json(description, content)
+        try:
+            found = json.loads(description.read_text())
+        except ValueError:
+            found = None
+        if found != content:
+            raise DataError(
+                f"the teacher table {self.folder} was made for another teacher, dataset or precision, "
+                "or is damaged; delete that folder"
+            )
+
+    def _map(self, part: str, width: int, dtype: torch.dtype) -> np.memmap:
+        path, carrier = self.folder / f"{part}.bin", np.dtype(_CARRIER[dtype])
+        size = self._rows * width * carrier.itemsize
+        with path.open("ab") as file:
+            if file.seek(0, os.SEEK_END) != size:
+                file.truncate(size)  # a hole: takes no space until it is written
+        return np.memmap(path, dtype=carrier, mode="r+", shape=(self._rows, width))
+
+    def _read_filled(self) -> np.ndarray:
+        try:
+            packed = np.fromfile(self.folder / "filled.bin", dtype=np.uint8)
+        except FileNotFoundError:
+            return np.zeros(self._rows, dtype=bool)
+        if len(packed) != -(-self._rows // 8):
+            raise DataError(f"the teacher table {self.folder} is damaged (filled.bin); delete that folder")
+        return np.unpackbits(packed, count=self._rows).astype(bool)
+
+    def write(self, rows: np.ndarray, values: dict[str, Tensor]) -> None:
+        """Store rows; they are valid for later runs after :meth:`commit`."""
+        for part, (store, dtype) in self._parts.items():
+            bits = values[part].detach().to("cpu", dtype).contiguous().view(_torch_carrier(dtype))
+            store[rows] = bits.numpy()
+        self.filled[rows] = True
+
+    def read(self, rows: np.ndarray) -> dict[str, Tensor]:
+        """Return stored rows as CPU tensors (len(rows), width)."""
+        return {
+            part: torch.from_numpy(np.ascontiguousarray(store[rows])).view(dtype)
+            for part, (store, dtype) in self._parts.items()
+        }
+
+    def commit(self) -> None:
+        """Make what was written durable: rows first, then the bits that declare them valid."""
+        for store, _ in self._parts.values():
+            store.flush()
+        both = self.filled | self._read_filled()  # another run may have filled other rows meanwhile
+        write_atomically(self.folder / "filled.bin", np.packbits(both).tobytes())
+        # Rows that the other run declared valid were written to the same files.
+        self.filled = both
+
+
+def _torch_carrier(dtype: torch.dtype) -> torch.dtype:
+    return {2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]
+
+
+@dataclass(frozen=True)
+class EpochRows:
+    """The teacher's outputs of one epoch, in the order of its plan, on the training device."""
+
+    logits: Tensor
+    embedding: Tensor | None
+
+    def slice(self, start: int, count: int) -> Outputs:
+        """Outputs of the samples ``start`` to ``start + count`` of the plan."""
+        embedding = None if self.embedding is None else self.embedding[start : start + count]
+        return Outputs(self.logits[start : start + count], embedding)
+
+
+class TeacherTable:
+    """A frozen teacher whose outputs are looked up, and computed once where they are missing.
+
+    Args:
+        root: folder of all tables; shared by runs and by processes.
+        observe: of the teacher, see :func:`itrd.models.observe.observer`.
+        net: the teacher, in eval mode, on the device.
+        data: what it is trained on.
+        images: its training images on the device.
+        precision: fp32 or bf16.
+        batch_size: images per forward pass when rows are computed. Every pass has exactly this size (the last
+            is filled up with repetitions), so that a row does not depend on which others were missing. With
+            the training batch size the rows are what the live teacher gives in a full batch.
+
+    Attributes:
+        computed: rows computed by this object.
+        looked_up: rows looked up by this object.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        observe: Observer,
+        net: nn.Module,
+        data: ImageDataset,
+        images: DeviceImages,
+        precision: str,
+        batch_size: int,
+    ) -> None:
+        self._observe, self._images, self._precision, self._batch = observe, images, precision, batch_size
+        self.computed = self.looked_up = 0
+        probe = self._forward(np.zeros(1, dtype=np.int64))
+        columns = {part: (value.shape[1], value.dtype) for part, value in probe.items()}
+        row_bytes = sum(width * dtype.itemsize for width, dtype in columns.values())
+        root.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(root).free
+        if len(images) * row_bytes > free // 2:  # one epoch; the files grow as epochs see new views
+            raise DataError(
+                f"no room for a teacher table in {root}: an epoch needs {len(images) * row_bytes:,} bytes"
+            )
+        key = table_key(net, data, precision, images.device)
+        self.file = TableFile(root, key, len(images) * images.num_views, columns)
+        self._check()
+
+    def epoch(self, plan: EpochPlan) -> EpochRows:
+        """Outputs for an epoch's plan (on the CPU); rows that are missing are computed and stored."""
+        rows = plan.order.numpy() * self._images.num_views + plan.views.numpy()
+        missing = rows[~self.file.filled[rows]]
+        for start in range(0, len(missing), self._batch):
+            part = missing[start : start + self._batch]
+            self.file.write(part, self._forward(part))
+        if len(missing):
+            self.file.commit()
+        self.computed += len(missing)
+        self.looked_up += len(rows)
+        found = {
+            name: (value.pin_memory() if self._images.device.type == "cuda" else value).to(
+                self._images.device, non_blocking=True
+            )
+            for name, value in self.file.read(rows).items()
+        }
+        return EpochRows(found["logits"], found.get("embedding"))
+
+    @torch.no_grad()
+    def _forward(self, rows: np.ndarray) -> dict[str, Tensor]:
+        device, views = self._images.device, self._images.num_views
+        full = np.resize(rows, self._batch)
+        image = torch.from_numpy(full // views).to(device)
+        view = torch.from_numpy(full % views).to(device)
+        with autocast(device, self._precision):
+            seen = self._observe(self._images.batch(image, view), False)
+        found = {"logits": seen.logits[: len(rows)]}
+        if seen.embedding is not None:
+            found["embedding"] = seen.embedding[: len(rows)]
+        return found
+
+    def _check(self) -> None:
+        """Recompute a few stored rows: a table that does not agree with its teacher is refused."""
+        valid = np.flatnonzero(self.file.filled)
+        if not len(valid):
+            return
+        rows = np.random.default_rng(0).choice(valid, size=min(self._batch, len(valid)), replace=False)
+        stored, fresh = self.file.read(rows), self._forward(rows)
+        tolerance = 1e-4 if self._precision == "fp32" else 2e-2
+        for part, value in fresh.items():
+            a, b = value.cpu().double(), stored[part].double()
+            if not (a - b).abs().max() <= tolerance * a.abs().max():
+                raise DataError(
+                    f"the teacher table {self.file.folder} does not agree with the teacher; delete that folder"
+                )
