@@ -1,0 +1,48 @@
+"""What the benchmarks share: synthetic CIFAR-sized data, the machine's description, median and spread."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from itrd.data.datasets import ImageDataset, Split
+from itrd.engine.provenance import provenance
+
+
+def synthetic_cifar100(train: int, test: int = 100, size: int = 32) -> ImageDataset:
+    """Random images of CIFAR-100's format: speed does not depend on what they show."""
+    rng = np.random.default_rng(0)
+
+    def split(n: int) -> Split:
+        images = rng.integers(0, 256, (n, 3, size, size), dtype=np.uint8)
+        return Split(images, np.arange(n) % 100)
+
+    return ImageDataset(
+        name=f"synthetic{train}",
+        num_classes=100,
+        class_names=tuple(map(str, range(100))),
+        train=split(train),
+        test=split(test),
+        mean=(0.5071, 0.4867, 0.4408),
+        std=(0.2675, 0.2565, 0.2761),
+        padding=4,
+        flip=True,
+    )
+
+
+def machine(device: torch.device) -> str:
+    """One line: hardware and versions."""
+    where = provenance(str(device))
+    return (
+        f"{where['hardware']}, {where['threads']} threads, torch {where['torch']}, Python {where['python']}, "
+        f"itrd {where['itrd']} at {str(where['commit'])[:12]}"
+    )
+
+
+def median_and_spread(values: Sequence[float]) -> tuple[float, float]:
+    """Median, and half the range in percent of it."""
+    middle = statistics.median(values)
+    return middle, 50 * (max(values) - min(values)) / middle
