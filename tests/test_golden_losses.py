@@ -60,7 +60,7 @@ def make_case(method: str, name: str, precision: str) -> Case:
 def test_golden_loss(method: str, name: str, precision: str) -> None:
     adapter = adapter_for(method)
     if adapter is None:
-        pytest.skip(f"there is no method {method!r} yet")
+        pytest.fail(f"there is no method {method!r} yet")
     case = make_case(method, name, precision)
     computed = adapter.compute(case)
     computed.loss.backward()
@@ -93,10 +93,3 @@ def test_golden_loss(method: str, name: str, precision: str) -> None:
         scale = 1e-4 if precision == "float32" else 1e-9 if stored_in_float64 else 1e-6
         difference = l2(ours.double() - theirs.double())
         assert difference <= scale * max(1.0, l2(theirs)), f"{key}: off by {difference:g}"
-
-
-def test_golden_teacher_gets_no_gradient() -> None:
-    """Inputs of the teacher are leaves without gradient in every case except where the file says otherwise."""
-    for method, name in cases():
-        wanted = content(method)["cases"][name]["grad_wrt"]
-        assert not [key for key in wanted if key.startswith(("f_t", "logits_t"))] or method == "crd"

@@ -6,6 +6,7 @@ shared between the losses, so differences are taken seed by seed.
 
 from __future__ import annotations
 
+import re
 import shutil
 import time
 from dataclasses import dataclass
@@ -49,12 +50,12 @@ def run_quickstart(out: Path, *, seeds: int, epochs: int | None = None) -> None:
         RunFolderError: the folder holds something else.
         UserError: fewer than one seed.
     """
-    if seeds < 1:
-        raise UserError(f"seeds must be at least 1, got {seeds}")
+    if seeds < 1 or (epochs is not None and epochs < 1):
+        raise UserError(f"seeds and epochs must be at least 1, got {seeds} and {epochs}")
     console = Console(highlight=False, soft_wrap=True)
     started = time.perf_counter()
     _clear(out)
-    epochs = epochs or STUDENT_EPOCHS
+    epochs = STUDENT_EPOCHS if epochs is None else epochs
     precision = fast_precision(resolve_device("auto"))
     console.print(
         f"Digits from scikit-learn: 1,000 training and 797 test images. Teacher {TEACHER}, student {STUDENT}, "
@@ -62,7 +63,7 @@ def run_quickstart(out: Path, *, seeds: int, epochs: int | None = None) -> None:
     )
     teacher = train(TEACHER, "digits", epochs=TEACHER_EPOCHS, precision=precision, out=str(out / "teacher"))
     console.print(
-        f"  teacher  {teacher.last.test['top1']:6.2f}%  {teacher.last.seconds * TEACHER_EPOCHS:.0f} s"
+        f"  teacher  {teacher.last.test['top1']:6.2f}%  {sum(e.seconds for e in teacher.history):.0f} s"
     )
     results: dict[str, list[Result]] = {name: [] for name in METHODS}
     for seed in range(seeds):
@@ -80,7 +81,9 @@ def run_quickstart(out: Path, *, seeds: int, epochs: int | None = None) -> None:
 
 def _clear(out: Path) -> None:
     if out.exists():
-        if not out.is_dir() or (any(out.iterdir()) and not (out / _MARKER).is_file()):
+        names = {p.name for p in out.iterdir()} if out.is_dir() else {""}
+        ours = re.compile(rf"{_MARKER}|results\.md|curves\.png|teacher|({'|'.join(METHODS)})-seed\d+")
+        if not all(ours.fullmatch(name) for name in names) or (names and _MARKER not in names):
             raise RunFolderError(f"{out} holds something else; choose another folder with --out")
         shutil.rmtree(out)
     try:

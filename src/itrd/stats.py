@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 
@@ -56,3 +56,63 @@ def paired_difference(values: Sequence[float], baseline: Sequence[float]) -> Sum
         ValueError: different numbers of runs.
     """
     return summarize([a - b for a, b in zip(values, baseline, strict=True)])
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How two groups of runs differ.
+
+    Attributes:
+        n: number of pairs of runs, or, unpaired, of runs in the smaller group.
+        difference: of the means.
+        low, high: 95% confidence interval of the difference; NaN if there are too few runs, or all agree.
+        p: two-sided probability of a difference this large if there were none (t-test); NaN likewise.
+        paired: whether runs were compared seed by seed (a paired test), or group with group (Welch's test).
+    """
+
+    n: int
+    difference: float
+    low: float
+    high: float
+    p: float
+    paired: bool
+
+
+def compare(values: Mapping[int, float], baseline: Mapping[int, float]) -> Comparison | None:
+    """Compare runs given by their seeds: seed by seed where two or more seeds are shared, else as groups.
+
+    Returns None if one of the groups is empty.
+    """
+    if not values or not baseline:
+        return None
+    shared = sorted(values.keys() & baseline.keys())
+    if len(shared) >= 2 or (len(shared) == 1 and min(len(values), len(baseline)) == 1):
+        found = paired_difference([values[s] for s in shared], [baseline[s] for s in shared])
+        error = found.std / math.sqrt(found.n)
+        if not error > 0:
+            return Comparison(found.n, found.mean, math.nan, math.nan, math.nan, True)
+        p = _two_sided(found.mean, error, found.n - 1)
+        return Comparison(found.n, found.mean, found.low, found.high, p, True)
+    return _welch(list(values.values()), list(baseline.values()))
+
+
+def _welch(a: list[float], b: list[float]) -> Comparison:
+    n, difference = min(len(a), len(b)), statistics.fmean(a) - statistics.fmean(b)
+    if n < 2:
+        return Comparison(n, difference, math.nan, math.nan, math.nan, False)
+    va, vb = statistics.variance(a) / len(a), statistics.variance(b) / len(b)
+    if va + vb == 0:  # runs that agree to the last digit do not tell how far runs scatter
+        return Comparison(n, difference, math.nan, math.nan, math.nan, False)
+    from scipy.stats import t
+
+    freedom = (va + vb) ** 2 / (va**2 / (len(a) - 1) + vb**2 / (len(b) - 1))
+    error = math.sqrt(va + vb)
+    half = float(t.ppf(0.975, freedom)) * error
+    p = _two_sided(difference, error, freedom)
+    return Comparison(n, difference, difference - half, difference + half, p, False)
+
+
+def _two_sided(difference: float, error: float, freedom: float) -> float:
+    from scipy.stats import t
+
+    return float(2 * t.sf(abs(difference) / error, freedom))

@@ -65,6 +65,34 @@ def test_clean_track_updates_batch_norms_once(teacher_folder: Path, tiny: dict[s
     assert set(counts["clean"].values()) == {4}
 
 
+def test_train_own_module_on_own_dataset(tiny: dict[str, Any]) -> None:
+    data = itrd.load_dataset("digits").subset(train=50, test=30)
+    net = Own(6)
+    start = net.head.weight.clone()
+    result = itrd.train(net, data, epochs=1)
+    assert result.student is net
+    assert not torch.equal(start, net.head.weight)
+    assert result.record["data"]["name"] == "digits[train=50,test=30]"
+    assert itrd.train("resnet8", data, epochs=1).record["data"] == result.record["data"]
+
+
+@pytest.mark.parametrize("method", ["reviewkd", "abound", "crd", "itrd", "factor"])
+def test_a_method_object_can_be_used_again(method: str, teacher_folder: Path, tiny: dict[str, Any]) -> None:
+    settings = {"init_epochs": 1} if method in ("abound", "factor") else {}
+    made = itrd.create_method(method, **settings)
+    scores = [
+        itrd.distill(str(teacher_folder), "resnet8", method=made, **{**tiny, "epochs": 1}).last.train["loss"]
+        for _ in range(2)
+    ]
+    assert scores[0] == scores[1]
+
+
+def test_no_hook_stays_on_a_users_module(tiny: dict[str, Any]) -> None:
+    teacher, student = Own(6), Own(4)
+    itrd.distill(teacher, student, data="digits", method="itrd", **{**tiny, "epochs": 1})
+    assert not [m for net in (teacher, student) for m in net.modules() if m._forward_pre_hooks]
+
+
 def test_evaluate(tiny: dict[str, Any]) -> None:
     result = itrd.train("resnet8", "digits", **{**tiny, "test_subset": None})
     again = itrd.evaluate(result.student, "digits")
@@ -78,6 +106,11 @@ def test_wrong_use_is_named(tiny: dict[str, Any]) -> None:
         itrd.distill(Own(4), Own(4), method="kd")
     with pytest.raises(UserError, match="unexpected keyword argument 'epoch'"):
         itrd.distill(Own(4), Own(4), data="digits", method="kd", epoch=3)
+    same = Own(4)
+    with pytest.raises(UserError, match="are the same module"):
+        itrd.distill(same, same, data="digits", method="kd", **tiny)
+    with pytest.raises(UserError, match="track must be 'reference' or 'clean', got 'referense'"):
+        itrd.distill(Own(4), Own(4), data="digits", method="kd", track="referense")
     with pytest.raises(UserError, match="no linear layer"):
         itrd.distill(
             nn.Sequential(nn.Conv2d(3, 10, 32), nn.Flatten()), Own(4), data="digits", method="itrd", **tiny

@@ -104,7 +104,9 @@ def test_shell_completion(shell: str, capsys: pytest.CaptureFixture[str]) -> Non
     with pytest.raises(SystemExit) as stop:
         main(["--print_completion", f"shtab-{shell}"])
     assert stop.value.code == 0
-    assert "--lambda" not in capsys.readouterr().err
+    script = capsys.readouterr().out
+    assert "distill" in script
+    assert "--student" in script
 
 
 def test_unknown_names(capsys: pytest.CaptureFixture[str], teacher_folder: Path) -> None:
@@ -120,6 +122,11 @@ def test_unknown_names(capsys: pytest.CaptureFixture[str], teacher_folder: Path)
     assert "--student" in refused(capsys, "distill", "--teacher", teacher)
     assert "unrecognized" in refused(capsys, "train", "--model", "resnet8", "--epoks", "3")
     assert "epochs must be at least 1" in refused(capsys, "train", "--model", "resnet8", "--epochs", "0")
+    for device in ("mps", "meta", "cpu:7", "tpu", "cuda:99"):
+        assert "device" in refused(capsys, "train", "--model", "resnet8", "--device", device)
+    assert "momentum must not be negative" in refused(
+        capsys, "train", "--model", "resnet8", "--momentum", "-1"
+    )
 
 
 def test_missing_and_damaged_data(capsys: pytest.CaptureFixture[str]) -> None:
@@ -148,6 +155,10 @@ def test_unusable_teachers(capsys: pytest.CaptureFixture[str], teacher_folder: P
     torch.save({"model": create_model("resnet8", 100).state_dict()}, "resnet8_evil/hundred.pth")
     line = refused(capsys, *distill("resnet8_evil/hundred.pth", "--data", "digits"))
     assert "has 100 classes and digits" in line
+    Path("unfinished").mkdir()
+    Path("unfinished/config.yaml").write_text("{}")
+    assert "is not finished; continue it with --resume" in refused(capsys, *distill("unfinished"))
+    assert "for teacher tables" in refused(capsys, *distill(teacher_folder, "--teacher_table", "/proc/x"))
 
 
 def test_unusable_folders(capsys: pytest.CaptureFixture[str], teacher_folder: Path) -> None:

@@ -36,4 +36,6 @@ def test_quickstart_does_not_touch_another_folder(capsys: pytest.CaptureFixture[
     Path("quickstart/mine.txt").write_text("precious")
     assert main(["quickstart"]) == 2
     assert "holds something else" in capsys.readouterr().err
+    Path("quickstart/quickstart.json").write_text("{}")
+    assert main(["quickstart"]) == 2
     assert Path("quickstart/mine.txt").read_text() == "precious"

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from itrd.engine.checkpoint import save_weights
 from itrd.engine.config import DistillConfig, TrainConfig
 from itrd.engine.log import Quiet
 from itrd.engine.run import prepare_distill, prepare_train
 from itrd.engine.trainer import Interrupted
+from itrd.errors import RunFolderError
 from itrd.methods import list_methods, method_class
+from itrd.models import create_model
 
 
 def prepared(settings: dict[str, Any], out: Path, resume: bool = False) -> Any:
@@ -52,7 +56,7 @@ def whole_run(settings: dict[str, Any], out: Path) -> dict[str, Any]:
 def check_equal(a: dict[str, Any], b: dict[str, Any]) -> None:
     for key, value in a["weights"].items():
         assert torch.equal(value, b["weights"][key]), key
-    timing = ("seconds", "images_per_second")
+    timing = ("seconds", "images_per_second", "evaluation_seconds")
     for x, y in zip(a["record"]["curve"], b["record"]["curve"], strict=True):
         assert {k: v for k, v in x.items() if k not in timing} == {
             k: v for k, v in y.items() if k not in timing
@@ -101,7 +105,21 @@ def test_a_damaged_checkpoint_falls_back_and_still_ends_the_same(
 def test_resuming_a_finished_run_changes_nothing(tmp_path: Path, tiny: dict[str, Any]) -> None:
     settings = {**tiny, "model": "resnet8", "data": "digits"}
     expected = whole_run(settings, tmp_path / "run")
+    before = (tmp_path / "run" / "result.json").read_bytes()
     check_equal(expected, resumed(settings, tmp_path / "run"))
+    assert (tmp_path / "run" / "result.json").read_bytes() == before
+
+
+def test_a_run_is_tied_to_its_teachers_content(
+    tmp_path: Path, tiny: dict[str, Any], teacher_folder: Path
+) -> None:
+    shutil.copytree(teacher_folder, tmp_path / "teacher")
+    settings = {**tiny, "teacher": str(tmp_path / "teacher"), "student": "resnet8", "method": "kd"}
+    run_until_stopped(settings, tmp_path / "run", 2)
+    net = create_model("resnet8", 10)
+    save_weights(tmp_path / "teacher" / "last.safetensors", net, {"arch": "resnet8", "data": "digits"})
+    with pytest.raises(RunFolderError, match=r"the teacher of the run in .* changed since it began"):
+        resumed(settings, tmp_path / "run")
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(

@@ -31,9 +31,12 @@ def test_any_change_of_schedule_or_data_is_another_track(change: dict) -> None:
     assert TrainConfig(**{"model": "wrn_16_2", "data": "cifar100", **change}).protocol() == "custom"
 
 
-def test_seed_precision_and_device_do_not_change_the_protocol() -> None:
-    config = TrainConfig(model="wrn_16_2", data="cifar100", seed=3, precision="bf16", device="cuda")
+def test_what_belongs_to_the_label() -> None:
+    config = TrainConfig(model="wrn_16_2", data="cifar100", seed=3, device="cuda")
     assert config.protocol() == "protocol"
+    assert TrainConfig(model="wrn_16_2", data="cifar100", precision="bf16").protocol() == "protocol, bf16"
+    clean = DistillConfig(teacher="t", student="resnet8", data="cifar100", track="clean")
+    assert clean.protocol() == "protocol, clean track"
 
 
 def test_milestones_scale_with_the_epochs() -> None:
@@ -63,6 +66,13 @@ def test_identity_leaves_out_where_a_run_executes() -> None:
         ({"batch_size": 0}, "batch_size must be at least 1"),
         ({"learning_rate": -1.0}, "learning_rate must be positive"),
         ({"milestones": [5, 3]}, "milestones must increase"),
+        ({"momentum": -1.0}, "momentum must not be negative"),
+        ({"weight_decay": -1.0}, "weight_decay must not be negative"),
+        ({"lr_decay": -3.0}, "lr_decay must be between 0 and 1"),
+        ({"momentum": 0.0, "nesterov": True}, "nesterov needs a momentum"),
+        ({"precision": "fp16"}, "precision must be 'fp32' or 'bf16', got 'fp16'"),
+        ({"epochs": "3"}, "epochs must be a whole number, got '3'"),
+        ({"learning_rate": float("nan")}, "learning_rate must be a finite number or none"),
     ],
 )
 def test_wrong_settings(settings: dict, message: str) -> None:

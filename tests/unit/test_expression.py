@@ -50,6 +50,32 @@ def test_errors_name_what_is_wrong() -> None:
         create_objective("0.5*ce + kd", ce_weight=1.0)
     with pytest.raises(UserError, match="no setting 'tau'"):
         create_objective("kd(tau=3)")
+    for text, message in (
+        ("itrd(alpha='x')", "alpha must be a finite number, got 'x'"),
+        ("crd(K=1.5)", "K must be a whole number, got 1.5"),
+        ("kd(T=1e999)", "T must be a finite number"),
+        ("1e999*kd", "weight that is not finite"),
+        ("logit_std(base=3)", "base must be a string"),
+    ):
+        with pytest.raises(UserError, match=message):
+            create_objective(text)
+
+
+def test_maps_before_and_after_the_activation_do_not_mix() -> None:
+    """A method computes the same alone and in a sum, or the sum is refused."""
+    assert create_objective("itrd").preact("reference") == (True, True)
+    assert create_objective("itrd").preact("clean") == (False, False)
+    assert create_objective("attention + itrd").preact("reference") == (False, False)
+    assert create_objective("reviewkd + itrd").preact("reference") == (False, True)
+    with pytest.raises(UserError, match=r"reviewkd reads the teacher's maps before .* and hint after"):
+        create_objective("hint + reviewkd").preact("reference")
+
+
+def test_an_objective_is_not_changed_by_making_another_from_it() -> None:
+    first = create_objective("kd")
+    second = create_objective(first, ce_weight=0.5)
+    assert (first.ce_weight, second.ce_weight) == (0.1, 0.5)
+    assert "0.123456789*kd" in create_objective("0.123456789*kd").describe()
 
 
 @pytest.mark.parametrize(

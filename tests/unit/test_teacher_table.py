@@ -36,7 +36,9 @@ def teacher(seed: int = 0) -> Any:
     return create_model("resnet8", 10).eval().requires_grad_(False)
 
 
-def open_table(root: Path, data: Any, images: DeviceImages, net: Any, precision: str = "fp32") -> TeacherTable:
+def open_table(
+    root: Path, data: Any, images: DeviceImages, net: Any, precision: str = "fp32"
+) -> TeacherTable:
     return TeacherTable(root, net.observe, net, data, images, precision, batch_size=16)
 
 
@@ -45,7 +47,9 @@ def plan(epoch: int, images: DeviceImages) -> EpochPlan:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_rows_are_the_live_teachers_bits(tmp_path: Path, data: Any, images: DeviceImages, precision: str) -> None:
+def test_rows_are_the_live_teachers_bits(
+    tmp_path: Path, data: Any, images: DeviceImages, precision: str
+) -> None:
     net = teacher()
     table = open_table(tmp_path, data, images, net, precision)
     for epoch in (1, 2):
@@ -58,7 +62,9 @@ def test_rows_are_the_live_teachers_bits(tmp_path: Path, data: Any, images: Devi
             assert torch.equal(known.embedding, live.embedding)
 
 
-def test_rows_are_computed_once_and_shared_by_later_runs(tmp_path: Path, data: Any, images: DeviceImages) -> None:
+def test_rows_are_computed_once_and_shared_by_later_runs(
+    tmp_path: Path, data: Any, images: DeviceImages
+) -> None:
     net = teacher()
     first = open_table(tmp_path, data, images, net)
     before = first.epoch(plan(1, images))
@@ -76,7 +82,9 @@ def test_every_view_can_be_filled(tmp_path: Path, data: Any, images: DeviceImage
     assert table.file.filled.all()
 
 
-def test_another_teacher_or_precision_has_another_table(tmp_path: Path, data: Any, images: DeviceImages) -> None:
+def test_another_teacher_or_precision_has_another_table(
+    tmp_path: Path, data: Any, images: DeviceImages
+) -> None:
     folders = {
         open_table(tmp_path, data, images, teacher(seed), precision).file.folder
         for seed, precision in ((0, "fp32"), (1, "fp32"), (0, "bf16"))

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from itrd.catalogue.docstrings import code
 from itrd.engine.task import DistillTask
 from itrd.methods import ALIASES, create_method, list_methods, method_class
 from itrd.methods.base import Method
@@ -171,4 +172,4 @@ def _arguments(paragraphs: list[str]) -> dict[str, str]:
             found[last] = entry.group(2).strip()
         elif last:
             found[last] += " " + line.strip()
-    return found
+    return {name: code(text) for name, text in found.items()}

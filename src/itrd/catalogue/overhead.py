@@ -39,6 +39,7 @@ class Measurement:
         pair: teacher and student.
         versions: of Python and torch.
         repeats: how often each time was taken.
+        load: load average of the machine just before, from other processes.
         step_ms: median time of the student's own step.
         costs: the methods'.
     """
@@ -47,6 +48,7 @@ class Measurement:
     pair: str
     versions: dict[str, str]
     repeats: int
+    load: float
     step_ms: float
     costs: tuple[Cost, ...]
 
@@ -77,4 +79,12 @@ def _read(entry: dict[str, Any]) -> Measurement:
         for line in entry["methods"]
     )
     where = f"{entry['machine']}, {entry['precision']}, batch {entry['batch_size']}"
-    return Measurement(where, entry["pair"], entry["versions"], entry["repeats"], step["median_ms"], costs)
+    return Measurement(
+        where=where,
+        pair=entry["pair"],
+        versions=entry["versions"],
+        repeats=entry["repeats"],
+        load=entry["other_load"],
+        step_ms=step["median_ms"],
+        costs=costs,
+    )

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from itrd.catalogue.docstrings import escape, markdown_table, to_markdown
 from itrd.catalogue.facts import EXAMPLE, MethodFacts, all_facts
-from itrd.catalogue.markdown import inline, paragraph, table
 from itrd.catalogue.overhead import Cost, Measurement, measurements
 from itrd.recipes import PAIRS, Pair, published, published_results
 from itrd.recipes.published import DIFFERENT, SAME
@@ -58,7 +58,7 @@ def _contents(methods: list[MethodFacts]) -> str:
         ]
         for m in methods
     ]
-    return table(["name", "title", "reads", "extra parameters", "accuracy"], rows, text_columns=3)
+    return markdown_table(["name", "title", "reads", "extra parameters", "accuracy"], rows, text_columns=3)
 
 
 def _section(method: MethodFacts) -> str:
@@ -72,16 +72,16 @@ def _section(method: MethodFacts) -> str:
         f"* Reads: {', '.join(method.reads) or 'labels only'}",
         f"* Loss: `{method.loss}`" + _in_sums(method),
         f"* Extra parameters: {method.extra_parameters}",
-        f"* Published accuracy: {_accuracy(method) or 'none'}" + _source(method),
+        f"* Published accuracy: {_source(method)}",
     ]
     costs = [(cost_in_words(m, method.name), m) for m in measurements()]
     lines += [f"* Overhead: {words} of the student's own step ({m.where})" for words, m in costs if words]
     if method.settings:
-        settings = "\n".join(f"  * `{s.name}={s.default!r}`: {inline(s.about)}" for s in method.settings)
+        settings = "\n".join(f"  * `{s.name}={s.default!r}`: {escape(s.about)}" for s in method.settings)
         lines.append(f"* Settings:\n{settings}")
-    parts = [f"## {method.name}", title, "\n".join(lines), *(paragraph(p) for p in method.description)]
+    parts = [f"## {method.name}", title, "\n".join(lines), *(to_markdown(p) for p in method.description)]
     if method.deviations:
-        parts += ["### Deviations", *(paragraph(p) for p in method.deviations)]
+        parts += ["### Deviations", *(to_markdown(p) for p in method.deviations)]
     return "\n\n".join(parts)
 
 
@@ -97,9 +97,9 @@ def _accuracy(method: MethodFacts) -> str:
 def _source(method: MethodFacts) -> str:
     cell = method.published()
     if cell is None:
-        return ""
+        return "none"
     epoch = "epoch not stated" if cell.epoch == "not stated" else f"{cell.epoch} epoch"
-    return f" ({epoch}; {cell.source}{'; ' + cell.note if cell.note else ''})"
+    return f"{cell.top1:.2f} ({epoch}; {cell.source}{'; ' + cell.note if cell.note else ''})"
 
 
 def _accuracies() -> str:
@@ -136,7 +136,7 @@ Sources:
 def _cells(pairs: tuple[Pair, ...]) -> str:
     rows = list(dict.fromkeys(cell.row for cell in published_results()))
     body = [[row, *(_cell(row, pair) for pair in pairs)] for row in rows]
-    return table(["", *(f"{pair.teacher} → {pair.student}" for pair in pairs)], body)
+    return markdown_table(["", *(f"{pair.teacher} → {pair.student}" for pair in pairs)], body)
 
 
 def _cell(row: str, pair: Pair) -> str:
@@ -167,11 +167,12 @@ it. `python benchmarks/loss_overhead.py` measures it. Peak memory, in percent of
     conditions = [
         f"{n}. {m.pair}; {m.where}; "
         + ", ".join(f"{k} {v}" for k, v in m.versions.items())
-        + f"; medians of {m.repeats}; the step takes {m.step_ms:.1f} ms."
+        + f"; medians of {m.repeats}; load {m.load:g} by other processes; the step takes {m.step_ms:.1f} ms."
         for n, m in numbered
     ]
     return text.format(
-        table=table(["method", *(str(n) for n, _ in numbered)], rows), conditions="\n".join(conditions)
+        table=markdown_table(["method", *(str(n) for n, _ in numbered)], rows),
+        conditions="\n".join(conditions),
     )
 
 

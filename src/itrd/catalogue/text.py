@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 
+from itrd.catalogue.docstrings import to_text
 from itrd.catalogue.facts import EXAMPLE, MethodFacts, all_facts, facts
 from itrd.catalogue.overhead import measurements
 from itrd.catalogue.page import cost_in_words
@@ -47,7 +48,8 @@ def about(name: str) -> str:
     lines += [_wrap(text, f"{name:{_INDENT}}") for name, text in fields if text]
     for setting in method.settings:
         lines.append(_wrap(f"{setting.name}={setting.default!r}: {setting.about}", f"{'setting':{_INDENT}}"))
-    lines += ["", "\n\n".join((*method.description, *method.deviations))]
+    text = (to_text(paragraph, _WIDTH) for paragraph in (*method.description, *method.deviations))
+    lines += ["", "\n\n".join(text)]
     cells = [(pair, method.published(pair)) for pair in PAIRS]
     if any(cell for _, cell in cells):
         lines += ["", "Published top-1 on CIFAR-100, percent (settings: itrd recipes):"]

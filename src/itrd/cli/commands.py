@@ -61,7 +61,7 @@ def models() -> None:
 
     from itrd.models import create_model, list_models
 
-    table = _table("name", "parameters", "maps", "embedding")
+    table = text_table("name", "parameters", "maps", "embedding")
     for name in list_models():
         net = create_model(name, num_classes=100).eval()
         with torch.no_grad():
@@ -70,7 +70,7 @@ def models() -> None:
         shapes = ", ".join("x".join(map(str, m.shape[1:])) for m in seen.maps)
         count = sum(p.numel() for p in net.parameters())
         table.add_row(name, f"{count:,}", shapes, str(seen.embedding.shape[1]))
-    _show(table)
+    show_table(table)
 
 
 def methods(name: str | None = None) -> None:
@@ -109,14 +109,15 @@ def datasets(download: str | None = None, data_root: str = "data") -> None:
     if download is not None:
         print(f"{download} is in {download_dataset(download, data_root)}")
         return
-    table = _table("name", "classes", "training images", "test images", "how to get it")
+    table = text_table("name", "classes", "training images", "test images", "how to get it")
     for name in list_datasets():
         info = describe_dataset(name)
         table.add_row(name, str(info.classes), f"{info.train_size:,}", f"{info.test_size:,}", info.source)
-    _show(table)
+    show_table(table)
 
 
-def _table(*columns: str) -> Table:
+def text_table(*columns: str) -> Table:
+    """Begin a table with these columns."""
     from rich import box
     from rich.table import Table
 
@@ -126,7 +127,8 @@ def _table(*columns: str) -> Table:
     return table
 
 
-def _show(table: Table) -> None:
+def show_table(table: Table) -> None:
+    """Print a table; in full where there is no terminal."""
     from rich.console import Console
 
     console = Console(highlight=False)

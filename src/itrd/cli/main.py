@@ -1,7 +1,7 @@
 """Parse, dispatch, and turn errors into one line and an exit status.
 
 Exit status: 0 done; 1 training failed; 2 something the user can mend; 130 or 143 stopped by SIGINT or SIGTERM,
-with the state saved (``--resume`` continues).
+with the state saved (``--resume`` continues); a second signal ends the process at once, with the same status.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from itrd.cli.parser import RUNS, VERBS, build_parser
+from itrd.cli.parser import GROUPS, RUNS, VERBS, build_parser
+from itrd.engine.interrupt import Interrupted, stop_on_signals
 from itrd.errors import ItrdError, UserError
 
 
@@ -22,13 +23,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     verb = arguments.command
     settings = dict(arguments[verb].as_dict())
     settings.pop("config", None)
+    target = VERBS.get(verb)
+    if verb in GROUPS:
+        member = settings["command"]
+        target, settings = GROUPS[verb][1][member], settings[member]
     try:
-        if verb in RUNS:
-            config = RUNS[verb](**settings)
-            from itrd.cli.runs import carry_out  # loads torch
+        with stop_on_signals():
+            if verb in RUNS:
+                config = RUNS[verb](**settings)
+                from itrd.cli.runs import carry_out  # loads torch
 
-            return carry_out(config)
-        VERBS[verb](**settings)
+                return carry_out(config)
+            assert target is not None
+            return target(**settings) or 0
+    except Interrupted as stop:
+        print(f"itrd: {stop}{'; continue with --resume' if stop.resumable else ''}", file=sys.stderr)
+        return stop.status
     except UserError as error:
         return _fail(error, 2)
     except ItrdError as error:

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 from jsonargparse import ActionConfigFile, ArgumentParser, set_parsing_settings
 
 from itrd import __version__
-from itrd.cli import commands
+from itrd.cli import bench, commands
 from itrd.engine.config import DistillConfig, RunConfig, TrainConfig
 from itrd.errors import UserError
 
@@ -26,6 +26,14 @@ VERBS: dict[str, Any] = {
     "methods": commands.methods,
     "recipes": commands.recipes,
     "datasets": commands.datasets,
+    "report": bench.report,
+}
+# Verbs that have verbs of their own.
+GROUPS: dict[str, tuple[str, dict[str, Any]]] = {
+    "bench": (
+        "The benchmark: list its cells, train them, verify the ledger.",
+        {"plan": bench.plan, "run": bench.run, "check": bench.check},
+    ),
 }
 
 
@@ -41,6 +49,9 @@ class Parser(ArgumentParser):
         parser = getattr(ex, "subcommand_parser", None) or self
         prog = parser.prog.replace(" COMMAND", "").replace(" [options]", "")
         text = re.sub(rf"\b(?:{'|'.join(VERBS)})\.(?=\w)", "--", text)  # distill.teacher -> --teacher
+        text = re.sub(
+            r'expected "\S*command" to be one of {(.*?)}, but .*', r"which command? One of \1", text
+        )
         print(f"itrd: error: {text} (see `{prog} --help`)", file=sys.stderr)
         sys.exit(2)
 
@@ -54,6 +65,13 @@ def build_parser() -> Parser:
     for name, target in VERBS.items():
         about = (target.__doc__ or "").split("\n")[0]
         verbs.add_subcommand(name, _child(name, target, about), help=about)
+    for name, (about, members) in GROUPS.items():
+        group = Parser(description=about, usage=f"itrd {name} COMMAND [options]")
+        verbs.add_subcommand(name, group, help=about)
+        inner = group.add_subcommands(required=True, dest="command", title="commands", metavar="COMMAND")
+        for member, target in members.items():
+            line = (target.__doc__ or "").split("\n")[0]
+            inner.add_subcommand(member, _child(f"{name} {member}", target, line), help=line)
     return parser
 
 

@@ -1,15 +1,11 @@
-"""Training and distillation from the command line: signals, and what is printed at the end."""
+"""Training and distillation from the command line: what is printed before and after."""
 
 from __future__ import annotations
-
-import signal
-import sys
-from types import FrameType
 
 from itrd.engine.config import DistillConfig, RunConfig, TrainConfig
 from itrd.engine.record import Result
 from itrd.engine.run import prepare_distill, prepare_train
-from itrd.engine.trainer import Interrupted, Trainer
+from itrd.engine.trainer import Trainer
 
 
 def carry_out(config: RunConfig) -> int:
@@ -31,21 +27,7 @@ def _fit(trainer: Trainer) -> int:
         f"{trainer.device}, {config.precision}, {config.protocol()} schedule",
         flush=True,
     )
-    received: list[int] = []
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        received.append(number)
-        trainer.request_stop()
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        result = trainer.fit()
-    except Interrupted as interruption:
-        print(f"itrd: {interruption}; continue with --resume", file=sys.stderr)
-        return 128 + received[0]
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    result = trainer.fit()
     _summary(trainer, result)
     return 0
 

@@ -29,6 +29,7 @@ class DeviceImages:
         num_views: number of views of an image.
         center_view: the view that changes nothing.
         shape: (C, H, W) of an image.
+        channels_last: memory order of the batches.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class DeviceImages:
             for values in (mean, std)
         )
         self._scale = torch.full((1, 1, 1, 1), 255.0, device=device)
+        self.channels_last = channels_last
         self._format = torch.channels_last if channels_last else torch.contiguous_format
 
     def __len__(self) -> int:

@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Sequence
 from typing import NoReturn
 
+from itrd.engine.config import SLOW_LEARNERS
 from itrd.methods import list_methods
 from itrd.models import list_models
 
@@ -23,8 +24,6 @@ TEACHER_SCRIPT = "train_teacher.py"
 # Options that the original scripts do not have.
 OWN = ("seed", "device", "precision", "resume", "data_root")
 
-# The networks that the original scripts train at 0.01, whatever --learning_rate says.
-_SLOW_LEARNERS = ("MobileNetV2", "ShuffleV1", "ShuffleV2")
 # ITRD's script lists three networks that it cannot build.
 _ITRD_EXTRA_MODELS = ["resnet34", "resnet18", "resnet20_1w1a"]
 # RepDistiller's --distill, and two that have no script there.
@@ -208,7 +207,7 @@ def _add_student(parser: _Parser, models: list[str]) -> None:
 def _derive(parser: _Parser, opt: argparse.Namespace, trained: str) -> None:
     if opt.save_freq < 1:
         parser.error(f"argument --save_freq: must be at least 1, got {opt.save_freq}")
-    if trained in _SLOW_LEARNERS:
+    if trained in SLOW_LEARNERS:
         opt.learning_rate = 0.01
     try:
         opt.lr_decay_epochs = [int(epoch) for epoch in opt.lr_decay_epochs.split(",")]

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import argparse
 import re
-import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from itrd.data import describe_dataset
 from itrd.dropin.files import OriginalFiles
 from itrd.engine.config import RunConfig
+from itrd.engine.interrupt import Interrupted, stop_on_signals
 from itrd.engine.run import Callbacks
-from itrd.engine.trainer import Epoch, Interrupted, Trainer
+from itrd.engine.trainer import Epoch, Trainer
 from itrd.errors import DataError, RunFolderError, TrainingError, UserError
 
 Prepare = Callable[[Callbacks], AbstractContextManager[Trainer]]
@@ -24,15 +24,15 @@ Prepare = Callable[[Callbacks], AbstractContextManager[Trainer]]
 def guarded(prog: str, work: Callable[[], None]) -> int:
     """Do the work and return the exit status; what a user can mend becomes one line on standard error."""
     try:
-        work()
+        with stop_on_signals():
+            work()
     except UserError as error:
         return _complain(prog, _in_our_words(error), 2)
     except TrainingError as error:
         return _complain(prog, str(error), 1)
     except Interrupted as stop:
-        return _complain(prog, f"{stop}; the same command with --resume continues", 130)
-    except KeyboardInterrupt:
-        return _complain(prog, "interrupted", 130)
+        advice = "; the same command with --resume continues" if stop.resumable else ""
+        return _complain(prog, f"{stop}{advice}", stop.status)
     return 0
 
 
@@ -83,7 +83,7 @@ def carry_out(
                 flush=True,
             )
 
-    with prepare([tell, files.after_epoch]) as trainer, _stoppable(trainer):
+    with prepare([tell, files.after_epoch]) as trainer:
         if opt.resume:
             print(f"resuming the run in {opt.save_folder}")
         started(trainer)
@@ -106,26 +106,6 @@ def _check_folder(opt: argparse.Namespace) -> None:
         )
     if opt.resume and not held:
         raise UserError(f"nothing to resume: {opt.save_folder} holds no run; leave out --resume to start one")
-
-
-@contextmanager
-def _stoppable(trainer: Trainer) -> Iterator[None]:
-    """Let an interrupt end the run after the step at hand, with its state saved; a second one ends it at once."""
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.getsignal(number) for number in numbers}
-
-    def stop(number: int, frame: object) -> None:
-        trainer.request_stop()
-        for each in numbers:
-            signal.signal(each, before[each])
-
-    for number in numbers:
-        signal.signal(number, stop)
-    try:
-        yield
-    finally:
-        for number in numbers:
-            signal.signal(number, before[number])
 
 
 def _in_our_words(error: UserError) -> str:

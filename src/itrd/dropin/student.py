@@ -13,6 +13,7 @@ from itrd.errors import CheckpointError, UserError
 
 # Names of our methods' settings -> the original options that set them.
 _SETTINGS: dict[str, dict[str, str]] = {
+    "correlation": {"feat_dim": "feat_dim"},
     "hint": {"hint_layer": "hint_layer"},
     "crd": {"feat_dim": "feat_dim", "K": "nce_k", "T": "nce_t", "momentum": "nce_m", "mode": "mode"},
     "abound": {"init_epochs": "init_epochs"},

@@ -7,6 +7,7 @@ Nothing here executes what a file says: ``.pth`` files are read with torch's wei
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import io
 import json
@@ -24,7 +25,7 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
-from itrd.engine.files import sync_folder, write_atomically
+from itrd.engine.files import PARTIAL, sync_folder, write_atomically
 from itrd.errors import CheckpointError
 
 _MAGIC = b"itrd-checkpoint-1 "
@@ -172,14 +173,32 @@ def save_state(path: Path, state: Mapping[str, Any]) -> None:
     torch.save(dict(state), buffer)
     body = buffer.getvalue()
     header = _MAGIC + hashlib.sha256(body).hexdigest().encode() + b"\n"
-    previous = _previous(path)
-    if path.exists():
-        spare = path.with_name(f".{previous.name}.new")
-        spare.unlink(missing_ok=True)
-        os.link(path, spare)
-        os.replace(spare, previous)
-    write_atomically(path, header + body)
-    sync_folder(path.parent)
+    spare = path.with_name(f".{path.name}.previous{PARTIAL}")
+    write_atomically(path, header + body, before_rename=lambda: _set_aside(path, spare))
+    if spare.exists():
+        os.replace(spare, _previous(path))
+        sync_folder(path.parent)
+
+
+def _set_aside(path: Path, spare: Path) -> None:
+    """Give the latest state a second name, under which it outlives the coming of the next one.
+
+    The next one is on the disk by now, and the one before the latest still has its name: at no moment are there
+    fewer than two.
+    """
+    spare.unlink(missing_ok=True)
+    with contextlib.suppress(FileNotFoundError):  # there is none yet
+        try:
+            os.link(path, spare)
+        except (
+            PermissionError
+        ):  # a file system without hard links: for a moment only the previous name is there
+            os.replace(path, _previous(path))
+
+
+def has_state(path: Path) -> bool:
+    """Whether a run has saved a state, the latest or the previous one."""
+    return path.exists() or _previous(path).exists()
 
 
 def load_state(path: Path) -> tuple[dict[str, Any], str | None]:

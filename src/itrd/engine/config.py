@@ -7,19 +7,21 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_type_hints
 
 from itrd.errors import UserError
+from itrd.typecheck import check_types
 
 PROTOCOL_EPOCHS = 240
 PROTOCOL_MILESTONES = (150, 180, 210)
 
 # Networks that the protocol trains at 0.01 instead of 0.05.
-_SLOW_LEARNERS = ("MobileNetV2", "ShuffleV1", "ShuffleV2")
+SLOW_LEARNERS = ("MobileNetV2", "ShuffleV1", "ShuffleV2")
 
 # Settings that say where and how a run executes, not what it computes.
 _INCIDENTAL = frozenset(
-    {"teacher_table", "out", "resume", "device", "tensorboard", "data_root", "download", "progress"}
+    {"teacher_table", "out", "resume", "device", "deterministic", "on_nonfinite"}
+    | {"tensorboard", "data_root", "download", "progress"}
 )
 
 
@@ -45,6 +47,8 @@ class RunConfig:
         seed: seed of weights, data order and augmentation.
         device: auto, cpu, cuda or cuda:N.
         precision: fp32, or bf16 automatic mixed precision.
+        deterministic: equal bits from run to run on the same machine, also on a GPU, at the price of speed.
+        on_nonfinite: what a loss or gradient that is not finite does: stop the run, or skip the step and count it.
         channels_last: keep images and weights in channels-last order, which is faster on most hardware.
         out: run folder (default: runs/ followed by a name made from the settings).
         resume: continue the run that this folder holds.
@@ -68,6 +72,8 @@ class RunConfig:
     seed: int = 0
     device: str = "auto"
     precision: Literal["fp32", "bf16"] = "fp32"
+    deterministic: bool = False
+    on_nonfinite: Literal["stop", "skip"] = "stop"
     channels_last: bool = True
     out: str | None = None
     resume: bool = False
@@ -75,11 +81,19 @@ class RunConfig:
     progress: bool = True
 
     def __post_init__(self) -> None:
+        check_types(type(self).__name__, get_type_hints(type(self)), dataclasses.asdict(self))
         for name in ("epochs", "batch_size"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.learning_rate is not None and not self.learning_rate > 0:
             raise UserError(f"learning_rate must be positive, got {self.learning_rate}")
+        if not 0 < self.lr_decay <= 1:
+            raise UserError(f"lr_decay must be between 0 and 1, got {self.lr_decay}")
+        for name in ("momentum", "weight_decay"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name} must not be negative, got {getattr(self, name)}")
+        if self.nesterov and not self.momentum > 0:
+            raise UserError("nesterov needs a momentum above 0")
         if self.milestones is not None and sorted(set(self.milestones)) != list(self.milestones):
             raise UserError(f"milestones must increase, got {self.milestones}")
 
@@ -92,7 +106,7 @@ class RunConfig:
         """Return a copy in which every default that depends on other settings is written out."""
         rate = self.learning_rate
         if rate is None:
-            rate = 0.01 if self.trained_model in _SLOW_LEARNERS else 0.05
+            rate = 0.01 if self.trained_model in SLOW_LEARNERS else 0.05
         milestones = self.milestones
         if milestones is None:
             scaled = (round(self.epochs * m / PROTOCOL_EPOCHS) for m in PROTOCOL_MILESTONES)
@@ -111,13 +125,21 @@ class RunConfig:
         raise NotImplementedError
 
     def protocol(self) -> str:
-        """Label the schedule: ``protocol`` for the published CIFAR-100 recipe, else ``custom``."""
+        """Label the run: ``protocol`` for the published CIFAR-100 recipe, else ``custom``.
+
+        A precision other than the published fp32 is part of the label: ``protocol, bf16``. So is the clean track.
+        """
         mine = self.resolved()
         defaults: dict[str, Any] = {
             f.name: f.default for f in dataclasses.fields(RunConfig) if f.name in _SCHEDULE
         }
         published = dataclasses.replace(mine, **defaults, data="cifar100").resolved()
-        return "protocol" if mine == published else "custom"
+        if mine != published:
+            return "custom"
+        deviations = [self.precision] if self.precision != "fp32" else []
+        if getattr(self, "track", "reference") != "reference":
+            deviations.append("clean track")
+        return ", ".join(["protocol", *deviations])
 
 
 # What the published schedule fixes; anything else here makes a run another track.

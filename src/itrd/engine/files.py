@@ -2,29 +2,72 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+PARTIAL = ".partial"  # how the names of files end that are being written
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that a reader, or a crash at any moment, sees the old content or the new one."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+
+def write_atomically(path: Path, content: bytes, before_rename: Callable[[], None] | None = None) -> None:
+    """Write a file so that a reader, or a crash at any moment, sees the old content or the new one.
+
+    ``before_rename`` is called when the new content is safe on the disk, under a temporary name.
+
+    Raises:
+        OSError: it cannot be written; ``filename`` is the path.
+    """
+    temporary = None
     try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PARTIAL)
         with os.fdopen(handle, "wb") as file:
             os.fchmod(handle, 0o666 & ~_umask())  # mkstemp makes private files
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
+        if before_rename is not None:
+            before_rename()
         os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        sync_folder(path.parent)
+    except BaseException as error:
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+        if isinstance(error, OSError) and error.errno is not None:
+            error.filename, error.filename2 = str(path), None
         raise
+
+
+def remove_partial_files(folder: Path) -> None:
+    """Remove what writes left behind that were cut off by the death of their process."""
+    for path in folder.glob(f".*{PARTIAL}"):
+        path.unlink(missing_ok=True)
+
+
+def create_atomically(path: Path, content: bytes) -> bool:
+    """Create a file that must not exist yet, complete from its first moment; return whether this call made it.
+
+    Of several processes that try, on one machine or over a network file system, exactly one succeeds.
+    """
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            os.fchmod(handle, 0o666 & ~_umask())
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.link(temporary, path)  # fails if the name is taken; renaming would replace
+    except FileExistsError:
+        return False
+    finally:
+        Path(temporary).unlink(missing_ok=True)
     sync_folder(path.parent)
+    return True
 
 
 def _umask() -> int:

@@ -1,6 +1,7 @@
 """The folder of one run: who may use it, and what it holds.
 
 config.yaml           the settings, as `--config` reads them
+inputs.json           checksums of what the settings only name: data and teacher
 checkpoint.pt         full state for --resume; checkpoint.prev.pt is the one before
 metrics.jsonl         one line per epoch
 events.out.tfevents*  TensorBoard
@@ -11,6 +12,7 @@ result.json           settings, provenance, curve, last and best epoch
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -20,7 +22,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from itrd.engine.config import RunConfig
-from itrd.engine.files import write_atomically
+from itrd.engine.files import remove_partial_files, write_atomically, write_json
 from itrd.errors import RunFolderError
 
 
@@ -35,6 +37,7 @@ class RunFolder:
         self.path = path
         self._config = config
         self._lock: FileLock | None = None
+        self.inputs: dict[str, str] = {}  # checksums of data and teacher; to be set before open()
 
     checkpoint = property(lambda self: self.path / "checkpoint.pt")
     metrics = property(lambda self: self.path / "metrics.jsonl")
@@ -42,6 +45,7 @@ class RunFolder:
     last = property(lambda self: self.path / "last.safetensors")
     best = property(lambda self: self.path / "best.safetensors")
     settings = property(lambda self: self.path / "config.yaml")
+    inputs_file = property(lambda self: self.path / "inputs.json")
 
     def check(self) -> None:
         """Refuse a folder that cannot be used, without touching it.
@@ -73,7 +77,9 @@ class RunFolder:
         except (OSError, yaml.YAMLError, AssertionError, UnicodeDecodeError):
             raise RunFolderError(f"{self.settings} is damaged; choose another folder with --out") from None
         mine = _plain(self._config.identity())
-        different = [key for key in mine if held.get(key) != mine[key]]
+        # A setting that is younger than the run had its default.
+        defaults = {f.name: f.default for f in dataclasses.fields(self._config)}
+        different = [key for key in mine if held.get(key, defaults.get(key)) != mine[key]]
         if different:
             shown = ", ".join(f"{key} {held.get(key)!r} not {mine[key]!r}" for key in different[:3])
             raise RunFolderError(f"{self.path} holds another run ({shown}); choose another folder with --out")
@@ -93,6 +99,15 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = FileLock(self.path / ".lock")
             self._lock.acquire(timeout=0)
+            self.check()  # another process may have started a run here meanwhile
+            self._check_inputs()
+            remove_partial_files(self.path)
+            write_json(self.inputs_file, self.inputs)
+            content = yaml.safe_dump(_plain(self._config.identity()), sort_keys=False)
+            write_atomically(self.settings, content.encode())
+        except RunFolderError:
+            self.close()
+            raise
         except Timeout:
             raise RunFolderError(
                 f"another process is using {self.path}; wait for it or choose another --out"
@@ -101,9 +116,21 @@ class RunFolder:
             raise RunFolderError(
                 f"cannot write into {self.path}: {error.strerror}; choose another --out"
             ) from None
-        content = yaml.safe_dump(_plain(self._config.identity()), sort_keys=False)
-        write_atomically(self.settings, content.encode())
         return self
+
+    def _check_inputs(self) -> None:
+        try:
+            held = json.loads(self.inputs_file.read_text())
+            changed = [name for name, digest in self.inputs.items() if held.get(name, digest) != digest]
+        except FileNotFoundError:
+            return
+        except (ValueError, AttributeError):
+            raise RunFolderError(f"{self.inputs_file} is damaged; choose another folder with --out") from None
+        if changed:
+            raise RunFolderError(
+                f"the {' and the '.join(changed)} of the run in {self.path} changed since it began; "
+                "restore it, or choose another folder with --out"
+            )
 
     def close(self) -> None:
         """Release the lock."""

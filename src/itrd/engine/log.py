@@ -141,6 +141,8 @@ class Console(Quiet):
             head = [f"epoch {number}", f"test {epoch.test['top1']:.2f}%", f"train {epoch.train['top1']:.2f}%"]
         else:
             head = [f"{epoch.stage}, first stage, epoch {number}"]
+        if epoch.skipped:
+            terms.append(f"{epoch.skipped} steps skipped")
         tail = [f"lr {epoch.learning_rate:g}", f"{epoch.images_per_second:,.0f} images/s"]
         self._console.print("  ".join([*head, *terms, *tail]), soft_wrap=True)
 

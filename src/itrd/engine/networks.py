@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
@@ -59,13 +57,15 @@ def load_network(spec: str) -> TrainedNetwork:
         arch, path = spec, Path(PUBLISHED.format(name=spec))
         if not path.is_file():
             raise CheckpointError(
-                f"no weights for {spec}: neither {zoo.ZOO / spec}.safetensors nor {path} exists; fetch the published ones with "
-                f"`sh scripts/fetch_pretrained_teachers.sh`, train it with `itrd train --model {spec}`, "
-                "or give a run folder"
+                f"no weights for {spec}: neither {zoo.ZOO / spec}.safetensors nor {path} exists; "
+                "fetch the published ones with `sh scripts/fetch_pretrained_teachers.sh`, "
+                f"train it with `itrd train --model {spec}`, or give a run folder"
             )
     else:
         arch, path = "", Path(spec)
     if path.is_dir():
+        if (path / "config.yaml").is_file() and not (path / "last.safetensors").is_file():
+            raise CheckpointError(f"the run in {path} is not finished; continue it with --resume first")
         path = path / "last.safetensors"
     if not path.is_file():
         raise CheckpointError(f"no checkpoint at {path}; give a run folder, a .pth or a .safetensors file")
@@ -76,7 +76,7 @@ def load_network(spec: str) -> TrainedNetwork:
     arch = arch or metadata.get("arch") or architecture_from_path(path) or ""
     if arch not in list_models():
         raise UserError(f"cannot tell the architecture of {path}; write NAME:{path}, NAME from `itrd models`")
-    num_classes = int(metadata.get("num_classes") or classes_in(state) or 100)
+    num_classes = classes_in(state) or 100
     net = create_model(arch, num_classes)
     load_into(net, state, str(path))
     return TrainedNetwork(net.eval(), arch, num_classes, str(path), sha256_of(path), metadata.get("data"))
@@ -90,15 +90,3 @@ def architecture_from_path(path: str | Path) -> str | None:
     pieces = Path(path).parent.name.split("_")
     name = "_".join(pieces[:3]) if pieces[0] == "wrn" else pieces[0]
     return name if name in list_models() else None
-
-
-def describe_run(folder: Path) -> dict[str, Any]:
-    """Read ``result.json`` of a finished run.
-
-    Raises:
-        UserError: not a finished run.
-    """
-    try:
-        return json.loads((folder / "result.json").read_text())
-    except (OSError, ValueError):
-        raise UserError(f"{folder} holds no finished run (no readable result.json)") from None

@@ -21,12 +21,18 @@ def provenance(device: str = "cpu") -> dict[str, Any]:
         "itrd": _version("itrd"),
         "commit": _commit(),
         "python": platform.python_version(),
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
         "numpy": _version("numpy"),
         "platform": f"{platform.system()} {platform.machine()}",
         "hardware": hardware(device),
         "threads": torch.get_num_threads(),
     }
+
+
+def with_provenance(earlier: list[dict[str, Any]], device: str) -> list[dict[str, Any]]:
+    """Append this process's provenance to those of a run, unless it is the same as the last."""
+    now = provenance(device)
+    return earlier if earlier and earlier[-1] == now else [*earlier, now]
 
 
 def hardware(device: str) -> str:

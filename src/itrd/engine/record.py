@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import statistics
 from dataclasses import asdict, dataclass, field
+from datetime import datetime, timezone
 from typing import Any
 
 from torch import nn
@@ -27,6 +29,8 @@ class Epoch:
         seconds: training time, evaluation not included.
         images_per_second: training images per second.
         stage: ``main``, or the method whose first stage this is.
+        evaluation_seconds: time of the evaluation after the epoch.
+        skipped: steps that were not taken because their loss or gradient was not finite; the means leave them out.
     """
 
     epoch: int
@@ -36,6 +40,8 @@ class Epoch:
     seconds: float
     images_per_second: float
     stage: str = "main"
+    evaluation_seconds: float = 0.0
+    skipped: int = 0
 
 
 @dataclass
@@ -68,7 +74,11 @@ def build_record(
     best: Epoch,
     extra: dict[str, Any],
 ) -> dict[str, Any]:
-    """Assemble ``result.json``: settings, provenance, curve, last and best epoch."""
+    """Assemble ``result.json``: settings, provenance, curve, last and best epoch.
+
+    ``seconds`` is training alone, ``wall_seconds`` with evaluations; both over all sessions of a resumed run.
+    """
+    epochs = [*first_stages, *history]
     return {
         "format": RECORD_FORMAT,
         "protocol": config.protocol(),
@@ -84,8 +94,13 @@ def build_record(
         "objective": task.objective.describe(),
         "device": device,
         "provenance": provenance(device),
+        "deterministic": config.deterministic,
+        "skipped_steps": sum(e.skipped for e in epochs),
         "command": command_line(),
-        "seconds": sum(e.seconds for e in [*first_stages, *history]),
+        "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "images_per_second": statistics.median(e.images_per_second for e in history),
+        "seconds": sum(e.seconds for e in epochs),
+        "wall_seconds": sum(e.seconds + e.evaluation_seconds for e in epochs),
         "last": asdict(history[-1]),
         "best": asdict(best),
         "first_stages": [asdict(e) for e in first_stages],

@@ -59,13 +59,14 @@ def prepare_train(
     resolved = config.resolved()
     assert isinstance(resolved, TrainConfig)
     resolve_device(resolved.device)
-    with torch.device("meta"):  # a wrong name is refused before the data is read
-        create_model(resolved.model)
+    if model is None:
+        with torch.device("meta"):  # a wrong name is refused before the data is read
+            create_model(resolved.model)
     folder = _folder(resolved)
-    data = get_data(resolved)
-    task = DistillTask(
-        build_student(resolved.model, data.num_classes, resolved.seed), None, create_objective("none")
-    )
+    data = data or get_data(resolved)
+    student = model or build_student(resolved.model, data.num_classes, resolved.seed)
+    task = DistillTask(student, None, create_objective("none"))
+    _bind(folder, data)
     trainer = Trainer(task, data, resolved, folder=folder, record={"kind": "train"}, callbacks=callbacks)
     with _opened(folder):
         yield trainer
@@ -99,13 +100,18 @@ def prepare_distill(
     folder = _folder(resolved)
     data = data or get_data(resolved)
     check_classes(teacher, data)
+    if student is teacher.net:
+        raise UserError("teacher and student are the same module; give the student a module of its own")
     student_net = student or build_student(resolved.student, data.num_classes, resolved.seed)
-    task = DistillTask(student_net, teacher.net, objective, resolved.track)
+    # bf16 rounds far more coarsely than folding does; fp32 stays the teacher's own arithmetic.
+    fold = resolved.precision != "fp32"
+    task = DistillTask(student_net, teacher.net, objective, resolved.track, fold_teacher=fold)
     record: dict[str, Any] = {
         "kind": "distill",
         "track": resolved.track,
         "teacher": {"arch": teacher.arch, "source": teacher.source, "sha256": teacher.sha256},
     }
+    _bind(folder, data, teacher)
     trainer = Trainer(task, data, resolved, folder=folder, record=record, callbacks=callbacks)
     record["teacher"]["test"] = evaluate(teacher.net, trainer.test_images, resolved.precision)
     with _opened(folder):
@@ -128,6 +134,14 @@ def _folder(config: RunConfig) -> RunFolder | None:
     folder = RunFolder(Path(config.out or Path("runs") / config.run_name()), config)
     folder.check()
     return folder
+
+
+def _bind(folder: RunFolder | None, data: ImageDataset, teacher: TrainedNetwork | None = None) -> None:
+    """Tie a run to the content of its data and teacher, which its settings only name."""
+    if folder is not None:
+        folder.inputs = {"data": data.fingerprint}
+        if teacher is not None and teacher.sha256 is not None:
+            folder.inputs["teacher"] = teacher.sha256
 
 
 @contextmanager

@@ -48,7 +48,9 @@ _CARRIER = {
 }
 
 
-def table_key(net: nn.Module, data: ImageDataset, precision: str, device: torch.device) -> dict[str, Any]:
+def table_key(
+    net: nn.Module, data: ImageDataset, images: DeviceImages, precision: str, batch_size: int
+) -> dict[str, Any]:
     """Everything that the rows depend on: weights, images, normalisation, views, arithmetic."""
     digest = hashlib.sha256()
     for name, tensor in net.state_dict().items():
@@ -62,7 +64,9 @@ def table_key(net: nn.Module, data: ImageDataset, precision: str, device: torch.
         "padding": data.padding,
         "flip": data.flip,
         "precision": precision,
-        "device": device.type,
+        "device": images.device.type,
+        "batch": batch_size,
+        "channels_last": images.channels_last,
     }
 
 
@@ -207,13 +211,16 @@ class TeacherTable:
         probe = self._forward(np.zeros(1, dtype=np.int64))
         columns = {part: (value.shape[1], value.dtype) for part, value in probe.items()}
         row_bytes = sum(width * dtype.itemsize for width, dtype in columns.values())
-        root.mkdir(parents=True, exist_ok=True)
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DataError(f"cannot use the folder {root} for teacher tables: {error.strerror}") from None
         free = shutil.disk_usage(root).free
         if len(images) * row_bytes > free // 2:  # one epoch; the files grow as epochs see new views
             raise DataError(
                 f"no room for a teacher table in {root}: an epoch needs {len(images) * row_bytes:,} bytes"
             )
-        key = table_key(net, data, precision, images.device)
+        key = table_key(net, data, images, precision, batch_size)
         self.file = TableFile(root, key, len(images) * images.num_views, columns)
         self._check()
 

@@ -7,9 +7,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from itrd.engine.fold import fold_batch_norms
 from itrd.methods.base import Batch, FirstStage, Method, Setup
 from itrd.methods.objective import Objective
-from itrd.models.base import Outputs
+from itrd.models.base import FeatureNet, Outputs
 from itrd.models.observe import Observer, observer
 
 
@@ -30,10 +31,17 @@ class DistillTask(nn.Module):
             there, and never receives a gradient.
         objective: cross-entropy plus methods.
         track: ``reference`` or ``clean``, see :meth:`itrd.methods.objective.Objective.preact`.
+        fold_teacher: run a copy of the teacher whose batch norms are folded into its convolutions; benchmark
+            networks only. Its outputs differ from the teacher's by rounding.
     """
 
     def __init__(
-        self, student: nn.Module, teacher: nn.Module | None, objective: Objective, track: str = "reference"
+        self,
+        student: nn.Module,
+        teacher: nn.Module | None,
+        objective: Objective,
+        track: str = "reference",
+        fold_teacher: bool = False,
     ) -> None:
         super().__init__()
         self.student = student
@@ -43,6 +51,7 @@ class DistillTask(nn.Module):
         self._student_preact, self._teacher_preact = objective.preact(track)
         self._observe_student = observer(student) if objective.reads else None
         self._observe_teacher = observer(teacher) if teacher is not None else None
+        self._fold_teacher = fold_teacher
 
     @property
     def teacher(self) -> nn.Module | None:
@@ -67,6 +76,8 @@ class DistillTask(nn.Module):
         setup = Setup(student, teacher, self.student, self.teacher, num_classes, train_labels)
         self.objective.setup(setup)
         self.objective.to(images.device)
+        if self._fold_teacher and isinstance(self.teacher, FeatureNet):
+            self._observe_teacher = fold_batch_norms(self.teacher, images).observe
 
     def forward(self, images: Tensor, batch: Batch, teacher: Outputs | None = None) -> StepOutput:
         """Compute the loss of one batch of normalised images (B, C, H, W).

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 from itrd.errors import UnknownNameError, UserError
+from itrd.typecheck import check_types
 
 if TYPE_CHECKING:
     from itrd.methods.base import Batch, FirstStage, Method, Setup
@@ -30,7 +31,7 @@ METHODS: dict[str, str] = {
     "ofd": "ofd:OFD",
     "dist": "dist:DIST",
     "ttm": "ttm:TTM",
-    "wttm": "ttm:WTTM",
+    "wttm": "wttm:WTTM",
     "logit_std": "logit_std:LogitStandardization",
     "abound": "abound:AB",
     "factor": "factor:FT",
@@ -99,6 +100,7 @@ def create_method(name: str, **settings: Any) -> Method:
     for key in settings:
         if key not in known:
             raise UserError(f"method {name!r} has no setting {key!r}; it has: {', '.join(known) or 'none'}")
+    check_types(f"method {name!r}", get_type_hints(cls.__init__), settings)
     return cls(**settings)
 
 

@@ -61,9 +61,10 @@ class AB(Method):
     def setup(self, setup: Setup) -> None:
         """Build the connectors."""
         check_same_maps(self.name, setup.student.maps, setup.teacher.maps)
-        for f_s, f_t in zip(setup.student.maps, setup.teacher.maps, strict=True):
-            same = f_s.shape[1:3] == f_t.shape[1:3]
-            self.connectors.append(nn.Identity() if same else ConvReg(f_s.shape, f_t.shape, relu=False))
+        self.connectors = nn.ModuleList(
+            nn.Identity() if f_s.shape[1:3] == f_t.shape[1:3] else ConvReg(f_s.shape, f_t.shape, relu=False)
+            for f_s, f_t in zip(setup.student.maps, setup.teacher.maps, strict=True)
+        )
         self._student = [setup.student_net]
         self.train(self.training)
 

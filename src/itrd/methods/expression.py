@@ -8,6 +8,7 @@ and nothing is evaluated.
 from __future__ import annotations
 
 import ast
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -65,6 +66,8 @@ def _term(node: ast.expr, text: str) -> Term:
         if not isinstance(number, ast.Constant) or not isinstance(number.value, int | float):
             raise _not_understood(text)
         weight = float(number.value)
+        if not math.isfinite(weight):
+            raise UserError(f"method {text!r} has a weight that is not finite")
     settings: dict[str, Any] = {}
     if isinstance(node, ast.Call):
         if node.args or any(keyword.arg is None for keyword in node.keywords):

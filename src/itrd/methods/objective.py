@@ -41,9 +41,9 @@ class Objective(nn.Module):
             UnknownNameError: no such method.
         """
         if isinstance(method, Objective):
-            if ce_weight is not None:
-                method.ce_weight = ce_weight
-            return method
+            if ce_weight is None:
+                return method
+            return cls(list(zip(method.weights, method._methods(), strict=True)), ce_weight)
         if isinstance(method, Method):
             return cls([(method.weight, method)], method.ce_weight if ce_weight is None else ce_weight)
         terms = parse(method)
@@ -71,10 +71,23 @@ class Objective(nn.Module):
     def preact(self, track: str) -> tuple[bool, bool]:
         """Whether student and teacher are to be called with ``preact=True``.
 
-        On the reference track as the published code of each method does; on the clean track only where maps
-        are read, because the call has a side effect on wide ResNets' batch norms.
+        Methods that read maps decide: before or after the activation, as each was published. Where none does, the
+        reference track makes the call that the published code makes, for its side effect on wide ResNets' batch
+        norms; the clean track does not.
+
+        Raises:
+            UserError: one method reads maps before the activation and another after it.
         """
-        asking = [m for m in self._methods() if track == "reference" or "maps" in m.reads]
+        readers = [m for m in self._methods() if "maps" in m.reads]
+        for side in ("student_preact", "teacher_preact"):
+            before = [m.name for m in readers if getattr(m, side)]
+            after = [m.name for m in readers if not getattr(m, side)]
+            if before and after:
+                raise UserError(
+                    f"{before[0]} reads the {side[:7]}'s maps before their activation and {after[0]} after it, so they "
+                    "cannot be summed; leave one of them out"
+                )
+        asking = readers or [m for m in self._methods() if track == "reference"]
         return any(m.student_preact for m in asking), any(m.teacher_preact for m in asking)
 
     def setup(self, setup: Setup) -> None:
@@ -116,17 +129,22 @@ class Objective(nn.Module):
 
     def describe(self) -> str:
         """Write the loss out in the notation that :func:`itrd.methods.create_objective` reads."""
-        parts = [f"{self.ce_weight:g}*ce"]
+        parts = [f"{_shortest(self.ce_weight)}*ce"]
         for weight, method in zip(self.weights, self._methods(), strict=True):
             if method.reads:
                 settings = ", ".join(
                     f"{k}={getattr(method, k)!r}" for k in method.settings() if hasattr(method, k)
                 )
-                parts.append(f"{weight:g}*{method.name}" + (f"({settings})" if settings else ""))
+                parts.append(f"{_shortest(weight)}*{method.name}" + (f"({settings})" if settings else ""))
         return " + ".join(parts)
 
     def _methods(self) -> list[Method]:
         return [m for m in self.methods if isinstance(m, Method)]
+
+
+def _shortest(weight: float) -> str:
+    """All digits of a weight, without ``.0``: 0.8, 1, 30000."""
+    return repr(int(weight)) if weight == int(weight) else repr(weight)
 
 
 def _weight_in_sum(method: Method) -> float:

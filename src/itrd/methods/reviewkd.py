@@ -70,8 +70,10 @@ class ReviewKD(Method):
         check_same_maps(self.name, setup.student.maps, setup.teacher.maps)
         levels_s, levels_t = levels(setup.student), levels(setup.teacher)
         width = min(512, levels_s[-1].shape[1])
-        for depth, (f_s, f_t) in enumerate(zip(levels_s[::-1], levels_t[::-1], strict=True)):
-            self.fusions.append(Fusion(f_s.shape, f_t.shape, width, review=depth > 0))
+        deepest_first = enumerate(zip(levels_s[::-1], levels_t[::-1], strict=True))
+        self.fusions = nn.ModuleList(
+            Fusion(f_s.shape, f_t.shape, width, review=depth > 0) for depth, (f_s, f_t) in deepest_first
+        )
 
     def start_epoch(self, epoch: int) -> None:
         """Set the warm-up factor, (epoch - 1) / warmup_epochs up to 1."""

@@ -1,4 +1,4 @@
-"""TTM and WTTM: temperature on the teacher only, as a power transform of its probabilities."""
+"""TTM: temperature on the teacher only, as a power transform of its probabilities."""
 
 from __future__ import annotations
 
@@ -36,45 +36,12 @@ class TTM(Method):
 
     def __init__(self, *, g: float = 0.1) -> None:
         super().__init__()
-        _check(self.name, g)
+        check_exponent(self.name, g)
         self.g = g
 
     def terms(self, student: Outputs, teacher: Outputs, batch: Batch) -> dict[str, Tensor]:
         """Return ``{"ttm": scalar}`` for logits (B, K)."""
         return {"ttm": transformed_kl(student.logits, teacher.logits, self.g).mean()}
-
-
-class WTTM(Method):
-    """Weighted Transformed Teacher Matching (Zheng, Yang, ICLR 2024, arXiv 2402.11148).
-
-    As :class:`TTM`, with every sample weighted by its normaliser, which is large where the teacher's
-    probabilities are smooth:
-
-        L = mean_b U_b KL(q_b || softmax(z_s)_b).
-
-    Published commands: vgg13 to vgg8 with CRD of weight 0.8 and this with g = 0.2 and weight 4. No deviation
-    from the paper is known.
-
-    Args:
-        g: exponent, > 0.
-    """
-
-    name = "wttm"
-    title = "WTTM"
-    paper = "Zheng, Yang, ICLR 2024, arXiv 2402.11148"
-    formula = "L = mean_b U_b KL(p_b^g / U_b || softmax(z_s)_b),  U_b = sum_k p_bk^g"
-    reads = frozenset({"logits"})
-    weight = 4.0
-
-    def __init__(self, *, g: float = 0.2) -> None:
-        super().__init__()
-        _check(self.name, g)
-        self.g = g
-
-    def terms(self, student: Outputs, teacher: Outputs, batch: Batch) -> dict[str, Tensor]:
-        """Return ``{"wttm": scalar}`` for logits (B, K)."""
-        weights = (self.g * F.log_softmax(teacher.logits, dim=1)).exp().sum(dim=1)
-        return {"wttm": (weights * transformed_kl(student.logits, teacher.logits, self.g)).mean()}
 
 
 def transformed_kl(z_s: Tensor, z_t: Tensor, g: float) -> Tensor:
@@ -83,6 +50,7 @@ def transformed_kl(z_s: Tensor, z_t: Tensor, g: float) -> Tensor:
     return F.kl_div(F.log_softmax(z_s, dim=1), q, reduction="none").sum(dim=1)
 
 
-def _check(name: str, g: float) -> None:
+def check_exponent(name: str, g: float) -> None:
+    """Refuse an exponent that is not positive."""
     if not g > 0:
         raise UserError(f"{name}: the exponent g must be positive, got {g}")

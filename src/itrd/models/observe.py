@@ -36,19 +36,24 @@ def _from_features(features: list[Tensor], logits: Tensor) -> Outputs:
 
 
 class _LastLinear:
+    """Reads the input of a network's last linear layer, with a hook that lives for one forward pass."""
+
     def __init__(self, net: nn.Module) -> None:
         linears = [module for module in net.modules() if isinstance(module, nn.Linear)]
         if not linears:
             raise UserError(f"{type(net).__name__} has no linear layer, so its embedding cannot be found")
-        self._net = net
-        self._seen: Tensor | None = None
-        linears[-1].register_forward_pre_hook(self._note)
-
-    def _note(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        self._seen = inputs[0]
+        self._net, self._last = net, linears[-1]
 
     def __call__(self, images: Tensor, preact: bool) -> Outputs:
-        logits = self._net(images)
-        embedding, self._seen = self._seen, None
-        assert embedding is not None
-        return Outputs(logits, embedding.flatten(1))
+        seen: list[Tensor] = []
+        hook = self._last.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+        try:
+            logits = self._net(images)
+        finally:
+            hook.remove()
+        if not isinstance(logits, Tensor) or not seen:
+            raise UserError(
+                f"{type(self._net).__name__} must return logits and use its last linear layer; it returned "
+                f"{type(logits).__name__}"
+            )
+        return Outputs(logits, seen[-1].flatten(1))

@@ -53,7 +53,7 @@ def _block(cells: list[Recipe]) -> str:
         ("variant", first.variant),
         ("settings", first.source),
         ("note", first.note),
-        ("accuracies", _origin(numbers)),
+        ("accuracy", _origin(numbers)),
     ):
         if text:
             indent = " " * _INDENT
@@ -81,8 +81,11 @@ def _origin(numbers: Iterable[Published | None]) -> str:
 def _known_method(name: str | None) -> str | None:
     name = ALIASES.get(name, name) if name is not None else None
     if name is not None and name not in METHODS:
-        raise UnknownNameError("method", name, TABLE_METHODS)
-    _known("recipe for method", name, TABLE_METHODS)
+        raise UnknownNameError("method", name, METHODS, hint=f"with recipes: {', '.join(TABLE_METHODS)}")
+    if name is not None and name not in TABLE_METHODS:
+        raise UserError(
+            f"no recipe for {name}: the published benchmark leaves it out (with recipes: {', '.join(TABLE_METHODS)})"
+        )
     return name
 
 

@@ -1,0 +1,295 @@
+"""Kill training at random moments, resume it, and compare the end with a run that nobody disturbed.
+
+    python benchmarks/kill.py --kills 200
+
+Every attempt is a fresh process that is ended with SIGKILL at a random moment, until the run is through; then the
+bits of both files of weights, the curve and the best epoch are compared with those of the undisturbed run. The
+worker processes write files slowly, in pieces, so that many kills fall into the middle of a write; nothing else
+about them differs from ``itrd distill``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+METHODS = {
+    "KD": "kd",
+    "ITRD": "itrd",
+    "CRD": "crd(K=16, feat_dim=8)",
+    "AB": "abound(init_epochs=1)",
+}
+SETTINGS = {"train_subset": 48, "test_subset": 40, "epochs": 8, "batch_size": 16, "seed": 5}
+SLOW = 0.012  # seconds that a worker's file operations take longer
+HORIZON = 1.3  # seconds after the start of training within which a kill falls
+EARLY = 0.05  # share of kills that fall before training starts
+WHERE = {
+    "": "before training",
+    "r": "between two steps",
+    "s": "between two steps",
+    "e": "in an evaluation",
+    "E": "between two steps",
+    "w": "in a write: first half of the bytes",
+    "h": "in a write: second half of the bytes",
+    "f": "in a write: flushing to the disk",
+    "l": "in a write: keeping the previous checkpoint",
+    "m": "in a write: renaming",
+    "W": "between two steps",
+}
+
+
+# --- a worker process ------------------------------------------------------------------------------------
+
+
+def worker(method: str, out: str, teacher: str) -> None:
+    """Train, or go on training; tell on standard output what is being done, a letter at a time."""
+    import torch
+
+    from itrd.engine import trainer as engine
+    from itrd.engine.config import DistillConfig
+    from itrd.engine.log import Quiet
+    from itrd.engine.run import prepare_distill
+
+    torch.set_num_threads(1)
+    _slow_files()
+    evaluate = engine.evaluate
+
+    def told_evaluate(*arguments: Any) -> Any:
+        _tell("e")
+        found = evaluate(*arguments)
+        _tell("E")
+        return found
+
+    engine.evaluate = told_evaluate  # type: ignore[assignment]
+    Quiet.step = lambda self, epoch, images: _tell("s")  # type: ignore[method-assign]
+    config = DistillConfig(
+        **SETTINGS,  # type: ignore[arg-type]
+        method=METHODS[method],
+        teacher=teacher,
+        student="resnet8",
+        data="digits",
+        device="cpu",
+        tensorboard=False,
+        progress=False,
+        out=out,
+        resume=(Path(out) / "config.yaml").exists(),
+    )
+    with prepare_distill(config) as trainer:
+        _tell("r")
+        trainer.fit()
+
+
+def _tell(what: str) -> None:
+    os.write(1, what.encode())
+
+
+def _slow_files() -> None:
+    def slow(name: str, letter: str) -> None:
+        original = getattr(os, name)
+
+        def call(*arguments: Any, **named: Any) -> Any:
+            _tell(letter)
+            time.sleep(SLOW)
+            return original(*arguments, **named)
+
+        setattr(os, name, call)
+
+    for name, letter in (("fsync", "f"), ("link", "l"), ("replace", "m")):
+        slow(name, letter)
+    fdopen = os.fdopen
+
+    def in_halves(handle: int, mode: str = "r", *arguments: Any, **named: Any) -> Any:
+        file = fdopen(handle, mode, *arguments, **named)
+        if mode != "wb":
+            return file
+        write = file.write
+
+        def halves(content: bytes) -> None:
+            _tell("w")
+            write(content[: len(content) // 2])
+            file.flush()
+            time.sleep(SLOW)
+            _tell("h")
+            write(content[len(content) // 2 :])
+            file.flush()
+            time.sleep(SLOW)
+
+        return _Slow(file, halves)
+
+    os.fdopen = in_halves  # type: ignore[assignment]
+
+
+class _Slow:
+    """A file with another ``write``."""
+
+    def __init__(self, file: Any, write: Any) -> None:
+        self._file, self.write = file, write
+
+    def __enter__(self) -> _Slow:
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        self._file.close()
+        _tell("W")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+
+# --- the harness -----------------------------------------------------------------------------------------
+
+
+@dataclass
+class Report:
+    """What became of the kills of one method."""
+
+    kills: int = 0
+    equal: int = 0
+    runs: int = 0
+    where: Counter[str] = field(default_factory=Counter)
+    different: list[str] = field(default_factory=list)
+
+
+def campaign(method: str, kills: int, seed: int, folder: Path, teacher: Path) -> Report:
+    """Kill runs of a method until there were so many kills, and compare every one with the undisturbed run."""
+    draw = random.Random(f"{seed} {method}")
+    whole = folder / f"{method}-whole"
+    _attempt(method, whole, teacher, None)
+    report = Report()
+    while report.kills < kills:
+        out, before = folder / f"{method}-{report.runs}", report.kills
+        finished = False
+        while not finished:
+            moment = _moment(draw) if report.kills < kills else None
+            where = _attempt(method, out, teacher, moment)
+            finished = where is None
+            if where is not None:
+                report.kills += 1
+                report.where[where] += 1
+        report.runs += 1
+        difference = compare(whole, out)
+        if difference:
+            report.different.append(f"{out.name}: {difference}")
+        else:
+            report.equal += report.kills - before
+            shutil.rmtree(out)
+    return report
+
+
+def _moment(draw: random.Random) -> float:
+    """Seconds after the start of training, or, negative, after the start of the process."""
+    return -draw.uniform(0.05, 2.0) if draw.random() < EARLY else draw.uniform(0, HORIZON)
+
+
+def _attempt(method: str, out: Path, teacher: Path, moment: float | None) -> str | None:
+    """Run a worker and kill it at a moment; return where that was, or None if the worker was through before."""
+    command = [sys.executable, __file__, "--worker", method, str(out), str(teacher)]
+    log = out.with_name(f"{out.name}.log")
+    with log.open("ab") as errors:
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=errors, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        )
+    assert process.stdout is not None
+    told = b""
+    if moment is not None:
+        if moment >= 0:
+            while b"r" not in told and (piece := os.read(process.stdout.fileno(), 4096)):
+                told += piece
+        time.sleep(abs(moment))
+        process.send_signal(signal.SIGKILL)
+    told += process.stdout.read()
+    status = process.wait()
+    process.stdout.close()
+    if status == 0:
+        return None
+    if moment is None or status != -signal.SIGKILL:
+        raise RuntimeError(f"a worker failed with status {status}:\n{log.read_text()[-3000:]}")
+    return WHERE[told.decode()[-1:]]
+
+
+def compare(whole: Path, parts: Path) -> str | None:
+    """Say in what two finished runs differ, in anything but times."""
+    from itrd.engine.checkpoint import read_weights
+
+    for name in ("last.safetensors", "best.safetensors"):
+        (weights, about), (others, about_others) = (read_weights(folder / name) for folder in (whole, parts))
+        if about != about_others or not _same(weights, others):
+            return f"{name} differs"
+    records = [json.loads((folder / "result.json").read_text()) for folder in (whole, parts)]
+    for key in ("curve", "first_stages", "best", "last"):
+        a, b = (_timeless(record[key]) for record in records)
+        if a != b:
+            return f"{key} differs"
+    lines = [
+        [_timeless(json.loads(line)) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        for folder in (whole, parts)
+    ]
+    if lines[0] != lines[1]:
+        return "metrics.jsonl differs"
+    left = [path.name for path in parts.iterdir() if path.name.endswith(".partial")]
+    return f"left behind: {left}" if left else None
+
+
+def _same(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    return a.keys() == b.keys() and all(a[key].equal(b[key]) for key in a)
+
+
+def _timeless(epochs: Any) -> Any:
+    if isinstance(epochs, list):
+        return [_timeless(epoch) for epoch in epochs]
+    return {k: v for k, v in epochs.items() if "second" not in k}
+
+
+def make_teacher(folder: Path) -> Path:
+    """Train a small teacher for the campaigns."""
+    import itrd
+
+    out = folder / "teacher"
+    itrd.train("resnet8", "digits", train_subset=48, test_subset=40, epochs=1, out=str(out), device="cpu")
+    return out
+
+
+def main() -> int:
+    """Run all campaigns and print their figures."""
+    if sys.argv[1:2] == ["--worker"]:
+        worker(*sys.argv[2:])
+        return 0
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--kills", type=int, default=200, help="kills in all (default: 200)")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments (default: 0)")
+    options = parser.parse_args()
+    share, total, started = -(-options.kills // len(METHODS)), Report(), time.monotonic()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        teacher = make_teacher(folder)
+        for method in METHODS:
+            report = campaign(method, share, options.seed, folder, teacher)
+            print(f"{method}: {report.equal} of {report.kills} kills equal, {report.runs} runs", flush=True)
+            total.kills += report.kills
+            total.equal += report.equal
+            total.where += report.where
+            total.different += report.different
+    for where, count in total.where.most_common():
+        print(f"  {count:4d} {where}")
+    for difference in total.different:
+        print(f"  DIFFERENT {difference}")
+    print(f"{total.equal} of {total.kills} kills equal, in {time.monotonic() - started:.0f} s")
+    return 0 if total.equal == total.kills else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,108 @@
+"""What a cell costs: measured where the ledger knows this hardware, otherwise estimated from operations.
+
+Measured: the median of the records of the same student, teacher and method on this hardware, in images per second,
+times the images that the cell has to see. Estimated: multiply-adds, three times the student's (forward, and twice
+backward) and once the teacher's, divided by a rate. The rate is the one that this hardware's records show, or,
+without any, a rule of thumb for its kind.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal
+
+import torch
+from torch import nn
+
+from itrd.bench.cells import Cell, config_of
+from itrd.bench.record import Run
+from itrd.bench.tracks import Track
+from itrd.data import describe_dataset
+from itrd.engine.device import resolve_device
+from itrd.engine.provenance import hardware
+from itrd.models import create_model
+
+# Multiply-adds a second in training small networks, where no record says better; deliberately modest.
+_RULE_OF_THUMB = {"cpu": 1.5e10, "cuda": 1.0e12}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a cell costs.
+
+    Attributes:
+        seconds: of training, evaluations not included.
+        basis: ``measured`` on this hardware, or ``estimate``.
+    """
+
+    seconds: float
+    basis: Literal["measured", "estimate"]
+
+
+class Costs:
+    """Costs of a track's cells on one machine.
+
+    Args:
+        track: what the cells are of.
+        runs: records to learn from, of any track.
+        device: auto, cpu, cuda or cuda:N.
+    """
+
+    def __init__(self, track: Track, runs: Iterable[Run], device: str = "auto") -> None:
+        where = resolve_device(device)
+        self._track = track
+        self._measured: dict[tuple, list[float]] = {}
+        rates = []
+        here = hardware(str(where))
+        for run in runs:
+            if run.hardware == here and run.images_per_second > 0:
+                self._measured.setdefault(_key(run.cell), []).append(run.images_per_second)
+                rates.append(run.images_per_second * operations(run.cell))
+        self._rate = statistics.median(rates) if rates else _RULE_OF_THUMB[where.type]
+
+    def of(self, cell: Cell) -> Cost:
+        """The cost of one cell."""
+        config = config_of(self._track, cell)
+        assert config.data is not None
+        images = config.epochs * (config.train_subset or describe_dataset(config.data).train_size)
+        known = self._measured.get(_key(cell))
+        if known:
+            return Cost(images / statistics.median(known), "measured")
+        return Cost(images * operations(cell) / self._rate, "estimate")
+
+
+def _key(cell: Cell) -> tuple:
+    return cell.teacher, cell.student, cell.method
+
+
+def operations(cell: Cell) -> float:
+    """Multiply-adds of one training image, the method's own not counted."""
+    try:
+        teacher = multiply_adds(cell.teacher) if cell.teacher else 0
+        return 3.0 * multiply_adds(cell.student) + teacher
+    except KeyError:  # a record of a network that this version does not have
+        return 0.0
+
+
+@cache
+def multiply_adds(name: str) -> int:
+    """Multiply-adds of a network's convolutions and linear layers for one 32x32 image."""
+    total = 0
+
+    def count(module: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
+        nonlocal total
+        weights = module.weight
+        assert isinstance(weights, torch.Tensor)
+        positions = output[0, 0].numel() if isinstance(module, nn.Conv2d) else 1
+        total += weights.numel() * positions
+
+    with torch.device("meta"), torch.no_grad():
+        net = create_model(name).eval()
+        for module in net.modules():
+            if isinstance(module, (nn.Conv2d, nn.Linear)):
+                module.register_forward_hook(count)
+        net(torch.zeros(1, 3, 32, 32))
+    return total

@@ -1,0 +1,96 @@
+"""Figures in README and docs: blocks between markers, generated from the ledger.
+
+A block begins with a line ``<!-- ledger:WHAT -->`` and ends with a line ``<!-- /ledger -->``. WHAT is ``TRACK`` for
+the tables of a track, ``TRACK/itrd`` for ITRD against its published values, or ``zoo`` for the teachers.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from itrd.bench import tables
+from itrd.bench.ledger import Ledger
+from itrd.bench.summary import TrackSummary
+from itrd.bench.tracks import list_tracks
+from itrd.engine.files import write_atomically
+from itrd.errors import UserError
+
+_MARKER = re.compile(r"^<!-- (?:ledger:(?P<what>\S+)|(?P<end>/ledger)) -->$")
+
+
+class DocumentError(UserError):
+    """A document's markers do not make sense."""
+
+
+def block(what: str, ledger: Ledger, zoo: Path) -> str:
+    """Generate the content of one block.
+
+    Raises:
+        DocumentError: there is no such block.
+    """
+    if what == "zoo":
+        return tables.zoo_table(zoo)
+    track, _, part = what.partition("/")
+    if track not in {*list_tracks(), *ledger.tracks()} or part not in ("", "itrd"):
+        raise DocumentError(f"no block ledger:{what}; it is zoo, TRACK or TRACK/itrd")
+    summary = TrackSummary(track, ledger.runs(track))
+    return tables.itrd_table(summary) if part == "itrd" else tables.track_tables(summary)
+
+
+def refreshed(text: str, ledger: Ledger, zoo: Path) -> str:
+    """Return a document with every block as the ledger has it now.
+
+    Raises:
+        DocumentError: a block that is not known, not closed, or not opened.
+    """
+    lines: list[str] = []
+    open_block: str | None = None
+    for number, line in enumerate(text.splitlines(), 1):
+        marker = _MARKER.match(line)
+        if marker is None:
+            if open_block is None:
+                lines.append(line)
+            continue
+        if (open_block is None) == (marker["end"] is not None):
+            raise DocumentError(
+                f"line {number}: markers <!-- ledger:WHAT --> and <!-- /ledger --> must alternate"
+            )
+        if marker["end"]:
+            assert open_block is not None
+            lines += ["", block(open_block, ledger, zoo), ""]
+            open_block = None
+        else:
+            open_block = marker["what"]
+        lines.append(line)
+    if open_block is not None:
+        raise DocumentError(f"the block ledger:{open_block} is not closed with <!-- /ledger -->")
+    return "\n".join(lines) + ("\n" if text.endswith("\n") else "")
+
+
+def markdown_files(names: str) -> list[Path]:
+    """Documents from a comma-separated list of files and of folders of Markdown files.
+
+    Raises:
+        UserError: one of them does not exist.
+    """
+    found: list[Path] = []
+    for name in filter(None, map(str.strip, names.split(","))):
+        path = Path(name)
+        if not path.exists():
+            raise UserError(f"no document {path}")
+        found += sorted(path.rglob("*.md")) if path.is_dir() else [path]
+    return found
+
+
+def update_documents(documents: Iterable[Path], ledger: Ledger, zoo: Path) -> list[Path]:
+    """Rewrite the blocks of the documents; return those that changed."""
+    changed = []
+    for path in documents:
+        text = path.read_text(encoding="utf-8")
+        new = refreshed(text, ledger, zoo)
+        if new != text:
+            write_atomically(path, new.encode())
+            changed.append(path)
+    return changed

@@ -1,0 +1,161 @@
+"""The ledger's tables as Markdown."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from itrd.bench.summary import Entry, TrackSummary, title_of
+from itrd.bench.tracks import ALONE, TEACHER
+from itrd.recipes import PAIRS, Pair
+from itrd.recipes.published import DIFFERENT, SAME
+from itrd.stats import Comparison, Summary
+
+_NOT_LAST = {"best": "‡", "not stated": "†"}
+
+
+def track_tables(summary: TrackSummary) -> str:
+    """Tables of a track, with what is needed to read them."""
+    if summary.published:
+        parts = [
+            "Published, then **ours**: mean of the last epoch over n seeds, ± half of the 95% interval (from two "
+            "seeds on), and the mean of the best epochs, which are chosen on the test set. † The "
+            "source does not say which epoch. ‡ Best epoch.",
+            "Same architecture family:",
+            published_table(summary, SAME),
+            "Different architectures:",
+            published_table(summary, DIFFERENT),
+        ]
+    else:
+        parts = []
+        for pair in summary.pairs:
+            parts += [
+                f"Teacher {escape(pair.teacher)}, student {escape(pair.student)}:",
+                method_table(summary, pair),
+            ]
+    return "\n\n".join([f"{escape(summary.title)}. {escape(summary.note)}".strip(), *parts, _where(summary)])
+
+
+def published_table(summary: TrackSummary, pairs: Iterable[Pair]) -> str:
+    """One of the published tables with ours beside; an empty cell is empty."""
+    pairs = list(pairs)
+    rows = []
+    for method in summary.methods:
+        entries = [summary.entry(pair, method) for pair in pairs]
+        if any(e.runs or e.published for e in entries):
+            rows.append([escape(title_of(method)), *(_beside(entry) for entry in entries)])
+    return table(["", *(f"{escape(t)} → {escape(s)}" for t, s in pairs)], rows)
+
+
+def _beside(entry: Entry) -> str:
+    parts = []
+    if entry.published is not None and entry.published.top1 is not None:
+        parts.append(f"{entry.published.top1:.2f}{_NOT_LAST.get(entry.published.epoch, '')}")
+    if entry.last is not None and entry.best is not None:
+        interval = f" ±{entry.last.half_width:.2f}" if entry.last.n > 1 else ""
+        parts.append(f"**{entry.last.mean:.2f}**{interval} (n {entry.last.n}, best {entry.best.mean:.2f})")
+    return "<br>".join(parts)
+
+
+def method_table(summary: TrackSummary, pair: Pair) -> str:
+    """All methods on one pair that no published number belongs to."""
+    rows = []
+    for method in summary.methods:
+        entry = summary.entry(pair, method)
+        if entry.last is None or entry.best is None:
+            rows.append([escape(title_of(method)), *[""] * 6])
+            continue
+        gain = None if method in (TEACHER, ALONE) else summary.against(pair, method, ALONE)
+        rate = sorted(run.images_per_second for run in entry.runs)[len(entry.runs) // 2]
+        rows.append(
+            [
+                escape(title_of(method)),
+                str(entry.last.n),
+                f"**{entry.last.mean:.2f}**",
+                spread(entry.last),
+                f"{entry.best.mean:.2f}",
+                difference(gain),
+                f"{rate:,.0f}",
+            ]
+        )
+    columns = ["", "n", "last epoch, %", "std", "best epoch, %", "against student alone", "images/s"]
+    return table(columns, rows)
+
+
+def itrd_table(summary: TrackSummary) -> str:
+    """ITRD's cells against their published values."""
+    rows = []
+    for pair in PAIRS:
+        entry = summary.entry(pair, "itrd")
+        said = entry.published.top1 if entry.published else None
+        gap, last = entry.from_published, entry.last
+        rows.append(
+            [
+                f"{pair.teacher} → {pair.student}",
+                "" if said is None else f"{said:.2f}",
+                "" if last is None else f"**{last.mean:.2f}**",
+                "" if last is None else str(last.n),
+                "" if gap is None else f"{gap:+.2f}",
+                difference(summary.against(pair, "itrd", ALONE)),
+            ]
+        )
+    return table(["", "published", "ours, last epoch", "n", "difference", "against student alone"], rows)
+
+
+def zoo_table(zoo: Path) -> str:
+    """The teachers of the zoo, as their cards describe them."""
+    rows = []
+    for path in sorted(zoo.rglob("*.json")):
+        try:
+            card = json.loads(path.read_text(encoding="utf-8"))
+            name = path.relative_to(zoo).with_suffix("").as_posix()
+            row = [name, card["data"], card["last"]["top1"], card["best"]["top1"], card["top1"]]
+            epochs, seed = card["settings"]["epochs"], card["seed"]
+            numbers = [f"{float(value):.2f}" for value in row[2:]]
+            rows.append([escape(row[0]), escape(row[1]), str(int(epochs)), str(int(seed)), *numbers])
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # `itrd bench check` says what is wrong with it
+    columns = ["teacher", "data", "epochs", "seed", "last epoch, %", "best epoch, %", "in half precision, %"]
+    return table(columns, rows)
+
+
+def _where(summary: TrackSummary) -> str:
+    if not summary.runs:
+        return "No runs yet."
+    machines = ", ".join(f"{escape(name)} ({count})" for name, count in summary.hardware())
+    precisions = sorted({str(run.details["settings"].get("precision")) for run in summary.runs})
+    return (
+        f"Track `{escape(summary.name)}`, {len(summary.runs)} runs, {escape(', '.join(precisions))}. "
+        f"Hardware (runs): {machines}."
+    )
+
+
+def spread(found: Summary) -> str:
+    """Standard deviation, where there is one."""
+    return f"{found.std:.2f}" if found.n > 1 else ""
+
+
+def difference(found: Comparison | None) -> str:
+    """A difference with its interval and p, as far as there are enough runs."""
+    if found is None:
+        return ""
+    if math.isnan(found.low):
+        return f"{found.difference:+.2f}"
+    how = "" if found.paired else ", unpaired"
+    return f"{found.difference:+.2f} ({found.low:+.2f} to {found.high:+.2f}, p {found.p:.2g}{how})"
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table of cells that are escaped already."""
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    lines += ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+def escape(text: object) -> str:
+    """Text from a record, so that Markdown takes it literally."""
+    plain = " ".join(str(text).split())
+    plain = plain.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return "".join("\\" + c if c in "\\`*[]|" else c for c in plain)

@@ -1,0 +1,94 @@
+"""Watching over a run: the budget's end, the claim's heartbeat, the request to stop."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from itrd.bench.claims import HEARTBEAT, Claim
+from itrd.engine.trainer import Trainer
+
+_TICK = 0.2
+_SAFETY = 1.5  # the budget leaves room for this many of the longest pieces that cannot be interrupted
+
+
+class Watch:
+    """Stops a trainer in time for the budget, and keeps its claim alive.
+
+    Args:
+        budget: seconds from now; None for no limit.
+
+    Attributes:
+        stopped: why work has to end: ``budget`` or ``signal``; None while it may go on.
+    """
+
+    def __init__(self, budget: float | None) -> None:
+        self._deadline = None if budget is None else time.monotonic() + budget
+        self._longest = 0.0
+        self._trainer: Trainer | None = None
+        self._claim: Claim | None = None
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._loop, daemon=True)
+        self.stopped: str | None = None
+
+    def __enter__(self) -> Watch:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def no_stop_during(self, seconds: float) -> None:
+        """Learn how long a piece of work took that cannot be interrupted."""
+        self._longest = max(self._longest, seconds)
+
+    def _left(self) -> float:
+        """Seconds of work left, with room for a piece that cannot be interrupted and for saving."""
+        if self._deadline is None:
+            return float("inf")
+        return self._deadline - time.monotonic() - _SAFETY * self._longest - 1.0
+
+    def time_for_another(self) -> bool:
+        """Whether it makes sense to begin with another cell."""
+        return self._left() > self._longest
+
+    def stop(self, reason: str) -> None:
+        """Let the run at hand stop after its current step."""
+        self.stopped = self.stopped or reason
+        if self._trainer is not None:
+            self._trainer.request_stop()
+
+    def sleep(self, seconds: float) -> bool:
+        """Wait; return False as soon as work has to end."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            if self.stopped:
+                return False
+            time.sleep(_TICK)
+        return True
+
+    @contextmanager
+    def over(self, trainer: Trainer, claim: Claim) -> Iterator[None]:
+        """Watch over one run."""
+        self._trainer, self._claim = trainer, claim
+        if self.stopped:  # asked to stop while the run was being prepared
+            trainer.request_stop()
+        try:
+            yield
+        finally:
+            self._trainer = self._claim = None
+
+    def _loop(self) -> None:
+        touched = 0.0
+        while not self._ended.wait(_TICK):
+            if self._left() <= 0 and not self.stopped:
+                self.stop("budget")
+            trainer, claim = self._trainer, self._claim
+            if trainer is None or claim is None or time.monotonic() - touched < HEARTBEAT:
+                continue
+            touched = time.monotonic()
+            if not claim.touch():
+                trainer.request_stop()  # somebody took the cell over: this one ends, others may begin

@@ -1,0 +1,209 @@
+"""The verbs `itrd bench plan|run|check` and `itrd report`."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from itrd.errors import UserError
+
+if TYPE_CHECKING:
+    from itrd.bench.cells import Cell
+    from itrd.bench.runner import Report
+    from itrd.bench.tracks import Track
+
+
+def _selected(
+    track: str, pairs: str | None, methods: str | None, seeds: str | None
+) -> tuple[Track, list[Cell]]:
+    from itrd.bench.cells import Selection, cells_of
+    from itrd.bench.tracks import load_track
+
+    chosen = load_track(track)
+    return chosen, Selection.parse(pairs, methods, seeds).filter(cells_of(chosen), chosen)
+
+
+def plan(
+    track: str = "protocol",
+    pairs: str | None = None,
+    methods: str | None = None,
+    seeds: str | None = None,
+    results: str = "results",
+    out: str = "runs",
+    zoo: str = "zoo",
+    device: str = "auto",
+    all: bool = False,
+) -> None:
+    """List the benchmark's cells in order of priority: what they cost, which are done.
+
+    Args:
+        track: protocol, smoke, or a YAML file.
+        pairs: only these, as in resnet56:resnet20,vgg13:vgg8; one network's name stands for all its pairs.
+        methods: only these, separated by commas; teacher for teachers, none for students alone.
+        seeds: only these, as in 0-2,4.
+        results: folder of the ledger.
+        out: folder of the runs.
+        zoo: folder of the teachers.
+        device: what costs are for: auto, cpu, cuda or cuda:N.
+        all: list finished cells, too.
+    """
+    from itrd.bench.ledger import Ledger
+    from itrd.bench.schedule import plan as make_plan
+    from itrd.cli.commands import show_table, text_table
+
+    chosen, cells = _selected(track, pairs, methods, seeds)
+    lines = make_plan(chosen, cells, Ledger(Path(results)), runs=Path(out), zoo=Path(zoo), device=device)
+    table = text_table("", "cell", "state", "cost", "basis", "top-1")
+    left = 0.0
+    for number, line in enumerate(lines, 1):
+        if line.state == "done" and not all:
+            continue
+        left += line.cost.seconds if line.state != "done" else 0.0
+        top1 = "" if line.top1 is None else f"{line.top1:.2f}%"
+        cost = duration(line.cost.seconds)
+        table.add_row(str(number), line.cell.name, line.state, cost, line.cost.basis, top1)
+    show_table(table)
+    done = sum(line.state == "done" for line in lines)
+    rough = any(line.cost.basis == "estimate" for line in lines if line.state != "done")
+    print(
+        f"{len(lines)} cells of track {chosen.name}, {done} done; the others cost about {duration(left)} "
+        f"on this machine, one at a time{', partly estimated' if rough else ''}"
+    )
+
+
+def run(
+    track: str = "protocol",
+    pairs: str | None = None,
+    methods: str | None = None,
+    seeds: str | None = None,
+    budget: float | None = None,
+    out: str = "runs",
+    results: str = "results",
+    zoo: str = "zoo",
+    data_root: str = "data",
+    device: str = "auto",
+    jobs: int | None = None,
+    ray: str | None = None,
+    teacher_table: str | None = None,
+    progress: bool = False,
+) -> int:
+    """Train the benchmark's open cells in order of priority and write their records into the ledger.
+
+    Any number of runners may work on the same ledger. One that is stopped or killed leaves cells that the next
+    one continues, here or, with the run folder copied, elsewhere.
+
+    Args:
+        track: protocol, smoke, or a YAML file.
+        pairs: only these, as in resnet56:resnet20,vgg13:vgg8; one network's name stands for all its pairs.
+        methods: only these, separated by commas; teacher for teachers, none for students alone.
+        seeds: only these, as in 0-2,4.
+        budget: end within this many seconds, with everything saved.
+        out: folder of the runs: checkpoints, weights, logs.
+        results: folder of the ledger.
+        zoo: folder of the teachers.
+        data_root: folder that holds the datasets.
+        device: auto, cpu, cuda or cuda:N.
+        jobs: runners side by side on this machine, for example several students on one GPU
+            (default: one; on Ray, one a GPU or, without any, one a CPU).
+        ray: address of a Ray cluster that is to do the work instead (auto for the one that runs here); its
+            machines must share this folder.
+        teacher_table: folder for tables of teacher outputs, see `itrd distill --help`.
+        progress: show a live progress display.
+    """
+    started = time.monotonic()
+    from itrd.bench import fleet
+    from itrd.bench.runner import Options
+
+    chosen, cells = _selected(track, pairs, methods, seeds)
+    if jobs is not None and jobs < 1:
+        raise UserError(f"jobs must be at least 1, got {jobs}")
+    if not cells:
+        raise UserError("no cell is meant by these pairs, methods and seeds together")
+    if budget is not None:  # loading libraries counts
+        budget -= time.monotonic() - started
+    options = Options(Path(results), Path(out), Path(zoo), data_root, device, budget, teacher_table, progress)
+    if ray is not None:
+        report = fleet.on_ray(ray, chosen, cells, options, jobs)
+    elif jobs is not None and jobs > 1:
+        report = fleet.side_by_side(chosen, cells, options, jobs)
+    else:
+        report = fleet.alone(chosen, cells, options)
+    status = _told(report)
+    return 128 + report.signal if report.signal else status
+
+
+def _told(report: Report) -> int:
+    """Print what a runner did and return the exit status: 1 if a cell failed."""
+    for reason in dict.fromkeys(report.skipped.values()):
+        names = [cell.name for cell, why in report.skipped.items() if why == reason]
+        shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        print(f"skipped: {shown}: {reason}", file=sys.stderr)
+    for cell, error in report.failed.items():
+        print(f"failed: {cell.name}: {error}", file=sys.stderr)
+    why = {"budget": ", budget spent", "signal": ", asked to stop"}.get(report.stopped or "", "")
+    print(f"{len(report.done)} cells done, {report.left} left{why}")
+    return 1 if report.failed else 0
+
+
+def check(results: str = "results", zoo: str = "zoo", files: str = "README.md,docs") -> int:
+    """Verify every record of the ledger, every teacher of the zoo, and every figure in README and docs.
+
+    Args:
+        results: folder of the ledger.
+        zoo: folder of the teachers.
+        files: files, and folders of Markdown files, whose figures must be the ledger's; separated by commas.
+    """
+    from itrd.bench.check import check_documents, check_ledger, check_zoo
+    from itrd.bench.documents import markdown_files
+    from itrd.bench.ledger import Ledger
+
+    ledger, documents = Ledger(Path(results)), markdown_files(files)
+    faults = check_ledger(ledger)
+    faults += check_zoo(Path(zoo))
+    faults += check_documents(documents, ledger, Path(zoo))
+    for fault in faults:
+        print(f"itrd: {fault}", file=sys.stderr)
+    count = sum(len(ledger.runs(track)) for track in ledger.tracks())
+    print(
+        f"{count} records, {len(documents)} documents: {f'{len(faults)} faults' if faults else 'all in order'}"
+    )
+    return 1 if faults else 0
+
+
+def report(
+    results: str = "results", out: str = "report.html", zoo: str = "zoo", update: str | None = None
+) -> None:
+    """Write what the ledger says: one HTML page that needs no network, and its tables as Markdown.
+
+    Args:
+        results: folder of the ledger.
+        out: the page; the Markdown tables go beside it, with the ending .md.
+        zoo: folder of the teachers.
+        update: rewrite the ledger's figures in these files instead, and in the Markdown files of these
+            folders; separated by commas, as in README.md,docs.
+    """
+    from itrd.bench.documents import markdown_files, update_documents
+    from itrd.bench.ledger import Ledger
+
+    ledger = Ledger(Path(results))
+    if update is not None:
+        for path in update_documents(markdown_files(update), ledger, Path(zoo)):
+            print(f"updated {path}")
+        return
+    from itrd.bench.report import write_report
+
+    for path in write_report(ledger, Path(out), Path(zoo)):
+        print(f"written {path} ({path.stat().st_size / 1e6:.1f} MB)")
+    for problem in ledger.unreadable.values():
+        print(f"itrd: left out: {problem}", file=sys.stderr)
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} d"

@@ -1,0 +1,205 @@
+"""Numbers that are no longer finite: found in the step where they arise, never learned from, never averaged away.
+
+On a CPU every step is checked before its update. On a GPU asking would make the host wait for the device at every
+step, so the verdicts stay there and are read now and then; a step to be skipped is undone there, too.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from itrd.engine.task import DistillTask, StepOutput
+from itrd.errors import TrainingError
+
+READ_EVERY = 100  # steps between two looks at a GPU's verdicts
+
+
+class StepGuard:
+    """Checks the loss, its terms and the gradients of every step, and applies the update.
+
+    Args:
+        task: whose parameters and buffers are trained.
+        skip: undo and count bad steps instead of stopping.
+        immediate: check before the update, on the host; otherwise on the device, read every ``READ_EVERY`` steps.
+    """
+
+    def __init__(self, task: DistillTask, *, skip: bool, immediate: bool) -> None:
+        self._task = task
+        self._skip = skip
+        self._immediate = immediate
+        self._kept: list[tuple[Tensor, Tensor]] = []
+        self._momenta: dict[Tensor, Tensor] = {}
+        self.start_epoch("epoch 1")
+
+    def start_epoch(self, name: str) -> None:
+        """Forget the verdicts of the epoch before; ``name`` is what errors call this one."""
+        self._epoch = name
+        self._first: Tensor | None = None  # number of the first bad step, -1: none
+        self._verdicts: Tensor | None = None  # of that step: which terms, then which gradients, were finite
+        self._terms: list[str] = []
+        self._judged: list[nn.Parameter] = []
+
+    def remember(self, optimizer: torch.optim.Optimizer) -> None:
+        """Keep what a bad step would spoil; call before the step's forward pass."""
+        if not self._skip:
+            return
+        tensors = list(self._task.buffers())  # running statistics and memories change in the forward pass
+        if not self._immediate:
+            tensors += _trained(optimizer)
+            state: dict[Any, Any] = optimizer.state
+            self._momenta = {
+                p: b.clone() for p in state if (b := state[p].get("momentum_buffer")) is not None
+            }
+        self._kept = [(tensor, tensor.detach().clone()) for tensor in tensors]
+
+    def update(
+        self,
+        output: StepOutput,
+        optimizer: torch.optim.Optimizer,
+        step: int,
+        again: Callable[[], StepOutput],
+    ) -> Tensor | None:
+        """Take the optimiser's step if everything is finite.
+
+        Args:
+            output: of the step; its gradients are computed.
+            optimizer: of the stage.
+            step: its number in the epoch, from 0.
+            again: computes the step's forward pass once more, for the diagnosis.
+
+        Returns:
+            None if the step was taken, else a boolean scalar on the device that says whether it was.
+
+        Raises:
+            TrainingError: something is not finite, and such steps are not to be skipped.
+        """
+        if self._immediate:
+            if _surely_finite(output, optimizer) or bool(self._judge(output, optimizer, step)):
+                optimizer.step()
+                return None
+            if not self._skip:
+                raise TrainingError(self._message(_first_module(self._task, again)))
+            self._undo(optimizer, torch.tensor(False))
+            return torch.tensor(False)
+        good = self._judge(output, optimizer, step)
+        optimizer.step()
+        if self._skip:
+            self._undo(optimizer, good)
+            return good
+        if step % READ_EVERY == READ_EVERY - 1:
+            self.settle()
+        return None
+
+    def settle(self) -> None:
+        """Wait for the device and look at the verdicts; call before anything is saved.
+
+        Raises:
+            TrainingError: a step was bad, and such steps are not to be skipped.
+        """
+        if not self._skip and self._first is not None and int(self._first) >= 0:
+            raise TrainingError(self._message(None))
+
+    def _judge(self, output: StepOutput, optimizer: torch.optim.Optimizer, step: int) -> Tensor:
+        """Judge a step on its device, without waiting; keep the first bad verdict; return whether it is good."""
+        self._terms = list(output.terms)
+        self._judged = [p for p in _trained(optimizer) if p.grad is not None]
+        terms = torch.stack([value.detach().double() for value in output.terms.values()]).isfinite()
+        # The largest absolute entry cannot overflow, as a sum of squares can.
+        gradients = torch.stack(torch._foreach_norm(_gradients(optimizer), math.inf)).isfinite()
+        finite = torch.cat([terms, gradients])
+        good = finite.all()
+        if self._first is None or self._verdicts is None:
+            self._first, self._verdicts = torch.where(good, -1, step), finite
+        else:
+            new = ~good & (self._first < 0)
+            self._first = torch.where(new, step, self._first)
+            self._verdicts = torch.where(new, finite, self._verdicts)
+        return good
+
+    def _undo(self, optimizer: torch.optim.Optimizer, good: Tensor) -> None:
+        """Put back what a step changed unless it was good."""
+        for tensor, before in self._kept:
+            tensor.detach().copy_(torch.where(good, tensor.detach(), before))
+        if self._immediate:
+            return  # the optimiser was not called
+        for parameter, state in optimizer.state.items():
+            buffer = state.get("momentum_buffer")
+            if buffer is not None:  # one that this step made begins at zero
+                before = self._momenta.get(parameter, torch.zeros_like(buffer))
+                buffer.copy_(torch.where(good, buffer, before))
+
+    def _message(self, module: str | None) -> str:
+        assert self._first is not None
+        assert self._verdicts is not None
+        verdicts = self._verdicts.tolist()
+        terms = [name for name, fine in zip(self._terms, verdicts, strict=False) if not fine]
+        spoiled = [p for p, fine in zip(self._judged, verdicts[len(self._terms) :], strict=True) if not fine]
+        names = {parameter: name for name, parameter in self._task.named_parameters()}
+        what = f"{self._epoch}, step {int(self._first) + 1}: "
+        if terms:
+            own = [name for name in terms if name != "loss"] or terms
+            what += f"the loss is not finite (term {', '.join(own)})"
+        else:
+            what += "the loss is finite, but not its gradient"
+        if module is not None:
+            what += f", first at the output of {module}"
+        elif spoiled:  # the backward pass meets the last layer first
+            what += f", first in the gradient of {names[spoiled[-1]]}"
+        return what
+
+
+def check_finite(means: dict[str, float], where: str) -> None:
+    """Refuse means of which one is not finite.
+
+    Raises:
+        TrainingError: naming them and ``where``.
+    """
+    broken = [name for name, value in means.items() if not math.isfinite(value)]
+    if broken:
+        raise TrainingError(f"not finite {where}: {', '.join(broken)}")
+
+
+def _trained(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _gradients(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [p.grad for p in _trained(optimizer) if p.grad is not None]
+
+
+def _surely_finite(output: StepOutput, optimizer: torch.optim.Optimizer) -> bool:
+    """Tell cheaply, on the host; False for finite gradients, too, where the sum of their squares overflows."""
+    terms = [value.detach().double() for value in output.terms.values()]
+    norms = [norm.double() for norm in torch._foreach_norm(_gradients(optimizer))]
+    return bool(torch.stack(terms + norms).isfinite().all())
+
+
+@torch.no_grad()
+def _first_module(task: DistillTask, again: Callable[[], StepOutput]) -> str | None:
+    """Repeat the forward pass and name the first module, if any, whose output is not finite."""
+    found: list[str] = []
+
+    def look(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            if not found and isinstance(output, Tensor) and not bool(output.isfinite().all()):
+                found.append(name)
+
+        return hook
+
+    named = [(name, module) for name, module in task.named_modules() if name]
+    if task.teacher is not None:
+        named += [(f"teacher.{name}", m) for name, m in task.teacher.named_modules() if name]
+    handles = [module.register_forward_hook(look(name)) for name, module in named]
+    try:
+        again()
+    except Exception:  # the diagnosis must not hide what it is about
+        return None
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found[0] if found else None

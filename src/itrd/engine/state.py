@@ -1,0 +1,156 @@
+"""The state of a run: where it is, what it has drawn and learned, saved and restored as a whole."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from itrd.engine.checkpoint import load_state, save_state, save_weights
+from itrd.engine.folder import RunFolder
+from itrd.engine.metrics import Meter
+from itrd.engine.record import Epoch
+from itrd.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from itrd.engine.trainer import Trainer
+
+
+class Position:
+    """What comes next: stage (from 0), epoch (from 1), step (from 0), and what this epoch has summed up."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self.stage = 0
+        self.epoch = 1
+        self._start_epoch()
+
+    def _start_epoch(self) -> None:
+        self.step = 0
+        self.seconds = 0.0
+        self.meter = Meter()
+
+    def next_epoch(self) -> None:
+        """Go to the beginning of the next epoch."""
+        self.epoch += 1
+        self._start_epoch()
+
+    def next_stage(self) -> None:
+        """Go to the beginning of the next stage."""
+        self.stage += 1
+        self.epoch = 1
+        self._start_epoch()
+
+    def __str__(self) -> str:
+        return f"epoch {self.epoch}, step {self.step + 1}"
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything as plain values and tensors."""
+        state = {key: getattr(self, key) for key in ("stage", "epoch", "step", "seconds")}
+        return {**state, "meter": self.meter.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go to a saved position.
+
+        Raises:
+            ValueError: no such position exists.
+        """
+        for key, least in (("stage", 0), ("epoch", 1), ("step", 0)):
+            if type(state[key]) is not int or state[key] < least:
+                raise ValueError(f"{key} {state[key]!r}")
+        for key in ("stage", "epoch", "step", "seconds"):
+            setattr(self, key, state[key])
+        self.meter = Meter()
+        self.meter.load_state_dict(state["meter"], self._device)
+
+
+# --- random generators -----------------------------------------------------------------------------------
+
+
+def seed_generators(seed: int) -> None:
+    """Seed every global generator that a network, a method or a library may draw from."""
+    torch.manual_seed(seed)  # of all devices
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 - the global generator is the one to be seeded
+
+
+def generators(device: torch.device) -> dict[str, Any]:
+    """Return the states of the global generators: torch's on the CPU and the device, Python's, NumPy's."""
+    numpy: Any = np.random.get_state(legacy=False)  # noqa: NPY002
+    key = torch.from_numpy(numpy["state"]["key"].astype(np.int64))
+    return {
+        "rng": torch.get_rng_state(),
+        "cuda_rng": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+        "python_rng": random.getstate(),
+        "numpy_rng": {**numpy, "state": {**numpy["state"], "key": key}},
+    }
+
+
+def restore_generators(state: dict[str, Any], device: torch.device) -> None:
+    """Set the global generators to saved states."""
+    torch.set_rng_state(state["rng"])
+    if state["cuda_rng"] is not None and device.type == "cuda":
+        torch.cuda.set_rng_state(state["cuda_rng"], device)
+    if "python_rng" in state:  # states of the first versions have only torch's
+        random.setstate(state["python_rng"])
+        numpy = state["numpy_rng"]
+        key = numpy["state"]["key"].numpy().astype(np.uint32)
+        np.random.set_state({**numpy, "state": {**numpy["state"], "key": key}})  # noqa: NPY002
+
+
+# --- the whole run ---------------------------------------------------------------------------------------
+
+
+def save_run(trainer: Trainer, folder: RunFolder, optimizer: torch.optim.Optimizer | None) -> None:
+    """Save everything that the rest of the run depends on; ``optimizer`` is None between stages."""
+    state = {
+        "position": trainer.position.state_dict(),
+        "task": trainer.task.state_dict(),
+        "optimizer": None if optimizer is None else optimizer.state_dict(),
+        "history": [asdict(e) for e in trainer.history],
+        "first_stages": [asdict(e) for e in trainer.first_stages],
+        "best": trainer.best.epoch if trainer.best else None,
+        "provenances": trainer.provenances,
+        **generators(trainer.device),
+    }
+    save_state(folder.checkpoint, state)
+
+
+def restore_run(trainer: Trainer, folder: RunFolder) -> tuple[dict[str, Any], str | None]:
+    """Go back to the saved state; return its optimiser part as ``{"optimizer": ...}``, and what was amiss.
+
+    Raises:
+        CheckpointError: there is no usable state, or it is not one of this run.
+    """
+    state, complaint = load_state(folder.checkpoint)
+    try:
+        trainer.task.load_state_dict(state["task"])
+        trainer.position.load_state_dict(state["position"])
+        trainer.history = [Epoch(**e) for e in state["history"]]
+        trainer.first_stages = [Epoch(**e) for e in state["first_stages"]]
+        trainer.provenances = list(state.get("provenances", []))
+        trainer.best = next((e for e in trainer.history if e.epoch == state["best"]), None)
+        restore_generators(state, trainer.device)
+        return {"optimizer": state["optimizer"]}, complaint
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise CheckpointError(f"{folder.checkpoint} does not fit this run: {reason}") from None
+
+
+def save_student(
+    folder: RunFolder, which: str, student: nn.Module, classes: int, data: str, at: Epoch
+) -> None:
+    """Write the student's weights of an epoch, with what they are."""
+    metadata = {
+        "arch": getattr(student, "arch", type(student).__name__),
+        "num_classes": str(classes),
+        "data": data,
+        "epoch": str(at.epoch),
+        "which": which,
+        "top1": f"{at.test['top1']:.4f}",
+    }
+    save_weights(folder.path / f"{which}.safetensors", student, metadata)
