@@ -84,6 +84,19 @@ def test_tensorboard_events() -> None:
     assert [e.step for e in events.Scalars("test/top1")] == [1, 2]
 
 
+def test_first_stages_are_written_down_too(teacher_folder: Path) -> None:
+    small = [word if word != "false" else "true" for word in SMALL]
+    command = ["distill", "--teacher", str(teacher_folder), "--student", "resnet8", "--epochs", "1", *small]
+    assert main([*command, "--method", "kd + abound(init_epochs=2)", "--out", "s"]) == 0
+    lines = [json.loads(line) for line in Path("s/metrics.jsonl").read_text().splitlines()]
+    assert [(line["stage"], line["epoch"]) for line in lines] == [("abound", 1), ("abound", 2), ("main", 1)]
+    assert set(lines[0]["train"]) >= {"loss", "abound"}
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator("s/first-stage-abound").Reload()
+    assert [e.step for e in events.Scalars("train/abound")] == [1, 2]
+
+
 def test_config_file_round_trip(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["train", "--model", "resnet8", "--epochs", "3", "--print_config"])

@@ -39,7 +39,7 @@ class RunConfig:
         batch_size: images per step; the last, smaller batch of an epoch is kept.
         learning_rate: initial rate (default: 0.05; 0.01 for MobileNetV2, ShuffleV1 and ShuffleV2).
         milestones: epochs after which the rate is multiplied by lr_decay (default: 5/8, 6/8 and 7/8 of the
-            epochs, which for 240 are the protocol's 150, 180, 210).
+            epochs, which for 240 are the protocol's [150,180,210]).
         lr_decay: factor applied at each milestone.
         momentum: SGD momentum.
         weight_decay: L2 penalty on every parameter.
@@ -136,7 +136,7 @@ class RunConfig:
         published = dataclasses.replace(mine, **defaults, data="cifar100").resolved()
         if mine != published:
             return "custom"
-        deviations = [self.precision] if self.precision != "fp32" else []
+        deviations: list[str] = [self.precision] if self.precision != "fp32" else []
         if getattr(self, "track", "reference") != "reference":
             deviations.append("clean track")
         return ", ".join(["protocol", *deviations])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console as RichConsole
@@ -20,19 +21,17 @@ if TYPE_CHECKING:
 class EpochLog:
     """Per-epoch metrics: ``metrics.jsonl`` and TensorBoard events in the run folder.
 
-    On resume both are cut back to the epochs that the checkpoint knows.
+    Epochs of first stages come first, with ``stage`` naming the method; in TensorBoard they are a run of their own,
+    ``first-stage-METHOD``. On resume everything is cut back to the epochs that the checkpoint knows.
     """
 
     def __init__(self, folder: RunFolder | None, history: list[dict[str, Any]], *, tensorboard: bool) -> None:
         self._folder = folder
-        self._writer: Any = None
-        if folder is None:
-            return
-        write_atomically(folder.metrics, "".join(map(_line, history)).encode())
-        if tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._writer = SummaryWriter(str(folder.path), purge_step=len(history) + 1)
+        self._tensorboard = tensorboard and folder is not None
+        self._writers: dict[str, Any] = {}  # stage -> TensorBoard writer
+        self._known = Counter(epoch["stage"] for epoch in history)
+        if folder is not None:
+            write_atomically(folder.metrics, "".join(map(_line, history)).encode())
 
     def add(self, epoch: dict[str, Any]) -> None:
         """Write one epoch."""
@@ -40,15 +39,25 @@ class EpochLog:
             return
         with self._folder.metrics.open("a") as file:
             file.write(_line(epoch))
-        if self._writer is not None:
+        if self._tensorboard:
+            writer = self._writer(epoch["stage"])
             for name, value in _scalars(epoch).items():
-                self._writer.add_scalar(name, value, epoch["epoch"])
-            self._writer.flush()
+                writer.add_scalar(name, value, epoch["epoch"])
+            writer.flush()
+
+    def _writer(self, stage: str) -> Any:
+        if stage not in self._writers:
+            from torch.utils.tensorboard import SummaryWriter
+
+            assert self._folder is not None
+            place = self._folder.path if stage == "main" else self._folder.path / f"first-stage-{stage}"
+            self._writers[stage] = SummaryWriter(str(place), purge_step=self._known[stage] + 1)
+        return self._writers[stage]
 
     def close(self) -> None:
-        """Finish the TensorBoard file."""
-        if self._writer is not None:
-            self._writer.close()
+        """Finish the TensorBoard files."""
+        for writer in self._writers.values():
+            writer.close()
 
 
 def _line(epoch: dict[str, Any]) -> str:

@@ -76,7 +76,7 @@ def build_record(
 ) -> dict[str, Any]:
     """Assemble ``result.json``: settings, provenance, curve, last and best epoch.
 
-    ``seconds`` is training alone, ``wall_seconds`` with evaluations; both over all sessions of a resumed run.
+    ``seconds`` is training alone, ``wall_seconds`` with evaluations; both summed over every part of a resumed run.
     """
     epochs = [*first_stages, *history]
     return {

@@ -123,7 +123,8 @@ class Trainer:
             return self._finished_before()
         self.provenances = with_provenance(self.provenances, str(self.device))
         with interruptible():
-            log = EpochLog(self.folder, [asdict(e) for e in self.history], tensorboard=config.tensorboard)
+            known = [asdict(e) for e in (*self.first_stages, *self.history)]
+            log = EpochLog(self.folder, known, tensorboard=config.tensorboard)
         try:
             with console:
                 for number in range(self.position.stage, len(self._stages)):
@@ -151,8 +152,8 @@ class Trainer:
             done = self._run_epoch(stage, optimizer, console)
             last_of_stage = position.epoch == stage.epochs and stage.name != MAIN
             console.epoch(done)
+            log.add(asdict(done))
             if stage.name == MAIN:
-                log.add(asdict(done))
                 for callback in self._callbacks:
                     callback(self, done)
             # After the callbacks: a run that is killed before this repeats the epoch and what they wrote.

@@ -1,0 +1,136 @@
+"""Tracks, cells, selection, costs: what the benchmark would run."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from itrd.bench.cells import Cell, Selection, cells_of, config_of
+from itrd.bench.tracks import TEACHER, list_tracks, load_track
+from itrd.engine.config import DistillConfig
+from itrd.errors import UserError
+from itrd.methods import list_methods
+from itrd.recipes import PAIRS
+
+
+def test_protocol_has_both_tables() -> None:
+    track = load_track("protocol")
+    cells = list(cells_of(track))
+    assert len(cells) == len(set(cells))
+    assert [c.student for c in cells[:6]] == ["wrn_40_2", "resnet56", "resnet110", "resnet32x4", "vgg13", "ResNet50"]
+    per_method = Counter(c.method for c in cells if c.seed == 0)
+    assert per_method["itrd"] == per_method["kd"] == per_method["crd"] == len(PAIRS)
+    assert per_method["none"] == 9  # students, which pairs share
+    assert per_method["fsp"] == 6  # maps of equal width only
+    assert len(track.methods()) == 18  # 16 methods, students alone, and ITRD's other published settings
+    for cell in cells:
+        if cell.seed == 0:
+            config = config_of(track, cell)
+            assert config.protocol() == "protocol"
+            assert isinstance(config, DistillConfig) == (cell.teacher is not None)
+
+
+def test_protocol_priorities() -> None:
+    cells = list(cells_of(load_track("protocol")))
+    waves = list(dict.fromkeys((c.method, c.seed) for c in cells))
+    assert waves[:11] == [
+        (TEACHER, 0),
+        *(("itrd", 0), ("none", 0), ("itrd", 1), ("none", 1), ("itrd", 2), ("none", 2)),
+        *(("itrd", 3), ("none", 3), ("itrd", 4), ("none", 4)),
+    ]
+    assert waves[11:13] == [("kd", 0), ("crd", 0)]
+
+
+def test_smoke_has_every_method() -> None:
+    track = load_track("smoke")
+    cells = list(cells_of(track))
+    assert {c.method for c in cells} == {TEACHER, *list_methods()}
+    assert len(cells) == 1 + 2 * len(list_methods())
+    config = config_of(track, next(c for c in cells if c.method == "abound"))
+    assert isinstance(config, DistillConfig)
+    assert (config.epochs, config.precision, config.teacher) == (12, "bf16", "smoke/resnet20")
+    assert config.method == "abound(init_epochs=2)"
+    assert config_of(track, cells[0]).epochs == 15
+    assert not track.published
+
+
+def test_selection() -> None:
+    track = load_track("protocol")
+    cells = list(cells_of(track))
+
+    def chosen(*words: str | None) -> list[str]:
+        return [cell.name for cell in Selection.parse(*words).filter(cells, track)]
+
+    assert chosen("resnet56:resnet20", "kd", "0-1,4") == [f"resnet56-resnet20-kd-seed{s}" for s in (0, 1, 4)]
+    assert chosen("resnet56:resnet20", "none,teacher", "0") == ["teacher-resnet56", "resnet20-none-seed0"]
+    assert len(chosen("resnet20", "itrd", "0")) == 2
+    assert chosen(None, None, None) == [cell.name for cell in cells]
+    with pytest.raises(UserError, match="no pair 'resnet56:vgg8'"):
+        chosen("resnet56:vgg8", None, None)
+    with pytest.raises(UserError, match="no method 'magic'"):
+        chosen(None, "magic", None)
+    with pytest.raises(UserError, match="seeds are numbers"):
+        chosen(None, None, "one")
+
+
+def test_every_cell_is_reproduced_by_its_command() -> None:
+    for name in list_tracks():
+        track = load_track(name)
+        cells = list(cells_of(track))
+        for cell in cells:
+            words = dict(zip(cell.command().split()[3::2], cell.command().split()[4::2], strict=True))
+            selection = Selection.parse(words["--pairs"], words["--methods"], words["--seeds"])
+            assert selection.filter(cells, track) == [cell]
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        ("name: x", "is not a track"),
+        ("[", "is not a track"),
+        ("name: ../x\ntitle: x\ndata: digits\npairs: []\nwaves: []", "letters, digits"),
+        ("name: x\ntitle: x\ndata: digits\npairs: [[a, b]]\nwaves: [{methods: [magic], seeds: [0]}]", "magic"),
+        ("name: x\ntitle: x\ndata: digits\npairs: []\nwaves: []\nsettings: {speed: 3}", "speed"),
+        ("name: x\ntitle: x\ndata: digits\npairs: []\nwaves: []\ncolour: red", "colour"),
+    ],
+)
+def test_files_that_are_no_tracks(content: str, complaint: str, tmp_path: Path) -> None:
+    path = tmp_path / "t.yaml"
+    path.write_text(content)
+    with pytest.raises(UserError, match=complaint):
+        load_track(str(path))
+
+
+def test_unknown_track() -> None:
+    with pytest.raises(UserError, match="did you mean 'smoke'"):
+        load_track("smok")
+    with pytest.raises(UserError, match="cannot read"):
+        load_track("nothing.yaml")
+
+
+def test_costs_are_measured_where_the_ledger_knows_this_hardware(tmp_path: Path) -> None:
+    import synthetic_ledger as synthetic
+
+    from itrd.bench.costs import Costs, multiply_adds
+    from itrd.bench.ledger import Ledger
+    from itrd.engine.provenance import hardware
+
+    assert multiply_adds("resnet20") == 40_818_944
+    track = load_track("smoke")
+    cells = {cell.name: cell for cell in cells_of(track)}
+    known = cells["resnet20-resnet8-kd-seed0"]
+    synthetic.write(tmp_path, known, synthetic.record(known, 12, hardware=hardware("cpu"), protocol="custom"))
+    ledger = Ledger(tmp_path)
+    costs = Costs(track, ledger.runs("smoke"), "cpu")
+    other_seed, other = costs.of(cells["resnet20-resnet8-kd-seed1"]), costs.of(cells["resnet8-none-seed0"])
+    (run,) = ledger.runs("smoke")
+    assert other_seed.basis == "measured"
+    assert other_seed.seconds == pytest.approx(12 * 50000 / run.images_per_second)
+    assert other.basis == "estimate"
+    # The estimate scales with operations: three times the student's, and the teacher's where there is one.
+    ratio = (3 * multiply_adds("resnet8") + multiply_adds("resnet20")) / (3 * multiply_adds("resnet8"))
+    assert other_seed.seconds / other.seconds == pytest.approx(ratio)
+    assert Costs(track, [], "cpu").of(known).basis == "estimate"
+    assert Cell("smoke", None, "resnet8", "none", 0) == cells["resnet8-none-seed0"]

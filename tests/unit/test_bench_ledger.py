@@ -1,0 +1,202 @@
+"""The ledger: records in, checked, never overwritten."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import synthetic_ledger as synthetic
+
+from itrd.bench.cells import Cell, cells_of
+from itrd.bench.check import check_documents, check_ledger, check_zoo
+from itrd.bench.ledger import Ledger
+from itrd.bench.record import compact, encode
+from itrd.bench.tracks import load_track
+from itrd.errors import UserError
+
+KD = Cell("smoke", "resnet20", "resnet8", "kd", 0)
+ALONE = Cell("smoke", None, "resnet8", "none", 0)
+
+
+@pytest.fixture(scope="module")
+def result(teacher_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A real result.json of a distillation on a few digits."""
+    import itrd
+
+    out = tmp_path_factory.mktemp("run") / "kd"
+    settings = {"train_subset": 60, "test_subset": 40, "epochs": 2, "batch_size": 16}
+    itrd.distill(str(teacher_folder), "resnet8", "digits", "kd", out=str(out), **settings)
+    return json.loads((out / "result.json").read_text())
+
+
+def test_a_real_run_makes_a_valid_record(result: dict[str, Any], tmp_path: Path) -> None:
+    cell = Cell("tiny", "resnet8", "resnet8", "kd", 0)
+    ledger = Ledger(tmp_path)
+    assert ledger.add(cell, result)
+    before = ledger.path(cell).read_bytes()
+    assert not ledger.add(cell, {**result, "seconds": 0})
+    assert ledger.path(cell).read_bytes() == before
+    assert check_ledger(ledger) == []
+    (run,) = ledger.runs("tiny")
+    assert run.cell == cell
+    assert run.last == pytest.approx(result["last"]["test"]["top1"], rel=1e-5)
+    assert list(run.top1) == pytest.approx([e["test"]["top1"] for e in result["curve"]], rel=1e-5)
+    assert run.teacher_sha256 == result["teacher"]["sha256"]
+    record = json.loads(before)
+    assert record["provenance"]["hardware"]
+    assert record["wall_seconds"] >= record["seconds"]
+
+
+def test_a_result_of_a_run_folder_is_a_record_too(result: dict[str, Any], tmp_path: Path) -> None:
+    """Format 1, from before the benchmark had a runner: the settings tell the cell."""
+    folder = tmp_path / "tiny"
+    folder.mkdir()
+    for key in ("finished", "wall_seconds", "images_per_second"):
+        result = {name: value for name, value in result.items() if name != key}
+    (folder / "resnet8-kd-seed0.json").write_text(json.dumps(result))
+    ledger = Ledger(tmp_path)
+    assert check_ledger(ledger) == []
+    (run,) = ledger.runs("tiny")
+    assert run.cell == Cell("tiny", "resnet8", "resnet8", "kd", 0)
+    assert run.wall_seconds is None
+    assert run.images_per_second > 0
+
+
+def test_records_are_small(result: dict[str, Any]) -> None:
+    curve = [{**result["curve"][0], "epoch": i} for i in range(1, 241)]
+    assert len(encode(compact({**result, "curve": curve}))) < 30_000
+
+
+def test_first_stages_are_kept(result: dict[str, Any]) -> None:
+    stage = [{**result["curve"][0], "stage": "abound", "test": {}}]
+    assert compact({**result, "first_stages": stage})["first_stages"]["abound"]["epoch"] == [1]
+
+
+def _set(*path: str | int) -> Callable[[dict[str, Any], Any], None]:
+    def change(record: dict[str, Any], value: Any) -> None:
+        inner: Any = record
+        for key in path[:-1]:
+            inner = inner[key]
+        inner[path[-1]] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "value", "complaint"),
+    [
+        (_set("last", "test", "top1"), 99.0, "last is not epoch 12"),
+        (_set("best", "test", "top1"), 99.0, "best is not epoch"),
+        (_set("curve", "test", "top1", 3), 99.5, "best is not epoch 4"),
+        (_set("curve", "test", "top1", 3), 101, "outside of 0..100"),
+        (_set("curve", "train", "loss", 3), "many", "train.loss holds something"),
+        (_set("curve", "train", "loss"), [1.0], "train.loss has another length"),
+        (_set("curve", "epoch"), [2] * 12, "epochs are not 1, 2, 3"),
+        (_set("settings", "epochs"), 240, "12 epochs, not the 240"),
+        (_set("settings", "seed"), 7, "contradict"),
+        (_set("cell", "track"), "protocol", "track protocol in the folder smoke"),
+        (_set("cell", "seed"), 1, "resnet20-resnet8-kd-seed1"),
+        (_set("cell", "method"), "<script>", "cell.method"),
+        (_set("seconds"), -1, "seconds"),
+        (_set("seconds"), 1e999, "not JSON, torn or damaged"),
+        (_set("provenance"), {}, "provenance"),
+        (_set("teacher", "sha256"), "abc", "teacher.sha256"),
+        (_set("teacher", "arch"), "vgg13", "contradict"),
+        (_set("kind"), "train", "contradict"),
+        (_set("format"), 3, "format"),
+    ],
+)
+def test_faulty_records(
+    change: Callable[[dict[str, Any], Any], None], value: Any, complaint: str, tmp_path: Path
+) -> None:
+    record = synthetic.record(KD, 12, protocol="custom")
+    change(record, value)
+    path = tmp_path / "smoke" / f"{KD.name}.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps(record))
+    faults = check_ledger(Ledger(tmp_path))
+    assert faults
+    assert complaint in faults[0]
+
+
+def test_faulty_ledgers(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    path = synthetic.write(tmp_path, KD, synthetic.record(KD, 12, protocol="custom"))
+    assert check_ledger(ledger) == []
+    (tmp_path / "smoke" / ".claims").mkdir()
+    (tmp_path / "smoke" / ".claims" / "x.json").write_text("")
+    assert check_ledger(ledger) == []
+    twin = path.with_name("twin.json")
+    twin.write_bytes(path.read_bytes())
+    assert any("resnet20-resnet8-kd-seed0" in fault for fault in check_ledger(ledger))
+    twin.write_bytes(path.read_bytes()[:500])
+    assert "torn or damaged" in check_ledger(ledger)[0]
+    assert [run.path for run in ledger.runs("smoke")] == [path]
+    assert twin in ledger.unreadable
+    twin.unlink()
+    path.with_name("notes.txt").write_text("")
+    assert "not a record" in check_ledger(ledger)[0]
+    path.with_name("notes.txt").unlink()
+    other = synthetic.record(Cell("smoke", "resnet20", "resnet8", "kd", 1), 12, protocol="custom")
+    other["teacher"]["sha256"] = "1" * 64
+    synthetic.write(tmp_path, Cell("smoke", "resnet20", "resnet8", "kd", 1), other)
+    assert "2 different teachers" in check_ledger(ledger)[0]
+    assert "no such folder" in check_ledger(Ledger(tmp_path / "none"))[0]
+
+
+def test_unpublished_schedules_do_not_pass_as_published(tmp_path: Path) -> None:
+    cell = next(c for c in cells_of(load_track("protocol")) if c.method == "kd")
+    synthetic.write(tmp_path, cell, synthetic.record(cell, 240, protocol="custom"))
+    assert "published schedule" in check_ledger(Ledger(tmp_path))[0]
+
+
+def test_rewritten_records_are_noticed(tmp_path: Path) -> None:
+    import subprocess
+
+    path = synthetic.write(tmp_path, KD, synthetic.record(KD, 12, protocol="custom"))
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=t", "-c", "user.email=t@t", "-c", "commit.gpgsign=false"]
+    for words in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "records"]):
+        subprocess.run([*git, *words], check=True)
+    assert check_ledger(Ledger(tmp_path)) == []
+    path.write_bytes(encode({**synthetic.record(KD, 12, protocol="custom"), "command": "another"}))
+    assert "never rewritten" in check_ledger(Ledger(tmp_path))[0]
+
+
+def test_documents_follow_the_ledger(tmp_path: Path) -> None:
+    from itrd.bench.documents import markdown_files, update_documents
+
+    ledger, zoo = Ledger(tmp_path / "results"), tmp_path / "zoo"
+    document = tmp_path / "README.md"
+    document.write_text("# A\n<!-- ledger:smoke -->\n<!-- /ledger -->\nSee `<!-- ledger:x -->`.\n")
+    documents = markdown_files(str(tmp_path))
+    assert documents == [document]
+    assert "itrd report --update" in check_documents(documents, ledger, zoo)[0]
+    assert update_documents(documents, ledger, zoo) == documents
+    assert check_documents(documents, ledger, zoo) == []
+    assert update_documents(documents, ledger, zoo) == []
+    assert "| KD |  |  |  |  |  |  |" in document.read_text()  # nothing was run: an empty cell is empty
+    synthetic.write(ledger.root, KD, synthetic.record(KD, 12, protocol="custom"))
+    assert check_documents(documents, ledger, zoo)
+    update_documents(documents, ledger, zoo)
+    text = document.read_text()
+    assert synthetic.HARDWARE in text
+    assert text.endswith("<!-- /ledger -->\nSee `<!-- ledger:x -->`.\n")
+    document.write_text(text.replace("| KD | 1 | **", "| KD | 1 | **9"))
+    assert check_documents(documents, ledger, zoo)
+    for broken in ("<!-- /ledger -->\n", "<!-- ledger:smoke -->\n", "<!-- ledger:nothing -->\n<!-- /ledger -->\n"):
+        document.write_text(broken)
+        assert len(check_documents(documents, ledger, zoo)) == 1
+    with pytest.raises(UserError, match="no document"):
+        markdown_files("nothing.md")
+
+
+def test_zoo_is_checked(tmp_path: Path) -> None:
+    (tmp_path / "a.safetensors").write_bytes(b"x")
+    (tmp_path / "b.json").write_text("{}")
+    faults = check_zoo(tmp_path)
+    assert len(faults) == 2
+    assert "no readable card" in faults[0]
+    assert "a card without its network" in faults[1]
