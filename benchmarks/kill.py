@@ -2,21 +2,22 @@
 
     python benchmarks/kill.py --kills 200
 
-Every attempt is a fresh process that is ended with SIGKILL at a random moment, until the run is through; then the
-bits of both files of weights, the curve and the best epoch are compared with those of the undisturbed run. The
-worker processes write files slowly, in pieces, so that many kills fall into the middle of a write; nothing else
-about them differs from ``itrd distill``.
+Every attempt is a process of its own that is ended with SIGKILL at a random moment, until the run is through; then
+the bits of both files of weights, the curve and the best epoch are compared with those of the undisturbed run. The
+processes are forked from one that has imported torch and done nothing else, for starting Python would take most of
+the time. They write files slowly, in pieces, so that many kills fall into the middle of a write; nothing else about
+them differs from ``itrd distill``.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -33,7 +34,7 @@ METHODS = {
 }
 SETTINGS = {"train_subset": 48, "test_subset": 40, "epochs": 8, "batch_size": 16, "seed": 5}
 SLOW = 0.012  # seconds that a worker's file operations take longer
-HORIZON = 1.3  # seconds after the start of training within which a kill falls
+SHARE = 0.45  # of an undisturbed run's time: within it a kill falls
 EARLY = 0.05  # share of kills that fall before training starts
 WHERE = {
     "": "before training",
@@ -53,8 +54,15 @@ WHERE = {
 # --- a worker process ------------------------------------------------------------------------------------
 
 
-def worker(method: str, out: str, teacher: str) -> None:
-    """Train, or go on training; tell on standard output what is being done, a letter at a time."""
+_told: Any = None  # the worker's end of the pipe to the harness
+
+
+def worker(method: str, out: str, teacher: str, told: Any) -> None:
+    """Train, or go on training; tell what is being done, a letter at a time."""
+    global _told
+    _told = told
+    log = os.open(f"{out}.log", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    os.dup2(log, 2)
     import torch
 
     from itrd.engine import trainer as engine
@@ -92,7 +100,7 @@ def worker(method: str, out: str, teacher: str) -> None:
 
 
 def _tell(what: str) -> None:
-    os.write(1, what.encode())
+    os.write(_told.fileno(), what.encode())
 
 
 def _slow_files() -> None:
@@ -162,61 +170,76 @@ class Report:
     different: list[str] = field(default_factory=list)
 
 
-def campaign(method: str, kills: int, seed: int, folder: Path, teacher: Path) -> Report:
-    """Kill runs of a method until there were so many kills, and compare every one with the undisturbed run."""
-    draw = random.Random(f"{seed} {method}")
-    whole = folder / f"{method}-whole"
-    _attempt(method, whole, teacher, None)
-    report = Report()
-    while report.kills < kills:
-        out, before = folder / f"{method}-{report.runs}", report.kills
-        finished = False
-        while not finished:
-            moment = _moment(draw) if report.kills < kills else None
-            where = _attempt(method, out, teacher, moment)
-            finished = where is None
-            if where is not None:
-                report.kills += 1
-                report.where[where] += 1
-        report.runs += 1
-        difference = compare(whole, out)
-        if difference:
-            report.different.append(f"{out.name}: {difference}")
-        else:
-            report.equal += report.kills - before
-            shutil.rmtree(out)
-    return report
+class Harness:
+    """Starts workers, kills them, and compares what they leave.
 
+    Args:
+        folder: for the runs.
+        teacher: run folder of their teacher.
+        seed: of the moments.
+    """
 
-def _moment(draw: random.Random) -> float:
-    """Seconds after the start of training, or, negative, after the start of the process."""
-    return -draw.uniform(0.05, 2.0) if draw.random() < EARLY else draw.uniform(0, HORIZON)
+    def __init__(self, folder: Path, teacher: Path, seed: int) -> None:
+        self._folder, self._teacher, self._seed = folder, teacher, seed
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(["itrd.engine.run", "itrd.engine.log", "sklearn.datasets"])
 
+    def campaign(self, method: str, kills: int) -> Report:
+        """Kill runs of a method until there were so many kills; compare every run with the undisturbed one."""
+        draw = random.Random(f"{self._seed} {method}")
+        whole = self._folder / f"{method}-whole"
+        started = time.monotonic()
+        self._attempt(method, whole, None)
+        horizon = SHARE * (time.monotonic() - started)
+        report = Report()
+        while report.kills < kills:
+            out, before, finished = self._folder / f"{method}-{report.runs}", report.kills, False
+            while not finished:
+                moment = None
+                if report.kills < kills:
+                    early = draw.random() < EARLY
+                    moment = -draw.uniform(0, 0.2) if early else draw.uniform(0, horizon)
+                where = self._attempt(method, out, moment)
+                finished = where is None
+                if where is not None:
+                    report.kills += 1
+                    report.where[where] += 1
+            report.runs += 1
+            difference = compare(whole, out)
+            if difference:
+                report.different.append(f"{out.name}: {difference}")
+            else:
+                report.equal += report.kills - before
+                shutil.rmtree(out)
+        return report
 
-def _attempt(method: str, out: Path, teacher: Path, moment: float | None) -> str | None:
-    """Run a worker and kill it at a moment; return where that was, or None if the worker was through before."""
-    command = [sys.executable, __file__, "--worker", method, str(out), str(teacher)]
-    log = out.with_name(f"{out.name}.log")
-    with log.open("ab") as errors:
-        process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=errors, env={**os.environ, "OMP_NUM_THREADS": "1"}
-        )
-    assert process.stdout is not None
-    told = b""
-    if moment is not None:
-        if moment >= 0:
-            while b"r" not in told and (piece := os.read(process.stdout.fileno(), 4096)):
+    def _attempt(self, method: str, out: Path, moment: float | None) -> str | None:
+        """Run a worker and kill it; return where it was then, or None if it was through before.
+
+        ``moment`` is in seconds after the start of training or, negative, of the process; None: no kill.
+        """
+        ours, theirs = self._context.Pipe(duplex=False)
+        process = self._context.Process(target=worker, args=(method, str(out), str(self._teacher), theirs))
+        process.start()
+        theirs.close()
+        told = b""
+        if moment is not None:
+            while moment >= 0 and b"r" not in told and (piece := os.read(ours.fileno(), 4096)):
                 told += piece
-        time.sleep(abs(moment))
-        process.send_signal(signal.SIGKILL)
-    told += process.stdout.read()
-    status = process.wait()
-    process.stdout.close()
-    if status == 0:
-        return None
-    if moment is None or status != -signal.SIGKILL:
-        raise RuntimeError(f"a worker failed with status {status}:\n{log.read_text()[-3000:]}")
-    return WHERE[told.decode()[-1:]]
+            time.sleep(abs(moment))
+            process.kill()
+        while piece := os.read(ours.fileno(), 4096):
+            told += piece
+        process.join()
+        status = process.exitcode
+        process.close()
+        ours.close()
+        if status == 0:
+            return None
+        if moment is None or status != -signal.SIGKILL:
+            log = Path(f"{out}.log").read_text()
+            raise RuntimeError(f"a worker failed with status {status}:\n{log[-3000:]}")
+        return WHERE[told.decode()[-1:]]
 
 
 def compare(whole: Path, parts: Path) -> str | None:
@@ -263,9 +286,6 @@ def make_teacher(folder: Path) -> Path:
 
 def main() -> int:
     """Run all campaigns and print their figures."""
-    if sys.argv[1:2] == ["--worker"]:
-        worker(*sys.argv[2:])
-        return 0
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -275,9 +295,9 @@ def main() -> int:
     share, total, started = -(-options.kills // len(METHODS)), Report(), time.monotonic()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        teacher = make_teacher(folder)
+        harness = Harness(folder, make_teacher(folder), options.seed)
         for method in METHODS:
-            report = campaign(method, share, options.seed, folder, teacher)
+            report = harness.campaign(method, share)
             print(f"{method}: {report.equal} of {report.kills} kills equal, {report.runs} runs", flush=True)
             total.kills += report.kills
             total.equal += report.equal

@@ -13,9 +13,10 @@ Measured for wrn_40_2 -> wrn_16_2 on images of 32 x 32, 100 classes, a training 
   no cross-entropy. AB and FSP have no term in the main stage.
 
 Times: on CUDA between two events, so including the time to launch kernels where that is longer than they run; on a
-CPU by the clock, with one thread by that of the processor, which other processes do not lengthen. Peak memory: the most that was allocated at any moment beyond what lay there before the call. On
-CUDA ``torch.cuda.max_memory_allocated``; on a CPU the highest running sum of the allocations and releases of
-tensors that ``torch.profiler`` records, which leaves out the scratch memory inside libraries such as oneDNN.
+CPU by the clock, with one thread by that of the processor, which other processes do not stop. Peak memory: the most
+that was allocated at any moment beyond what lay there before the call. On CUDA ``torch.cuda.max_memory_allocated``;
+on a CPU the highest running sum of the allocations and releases of tensors that ``torch.profiler`` records, which
+leaves out the scratch memory inside libraries such as oneDNN.
 
 ``--out`` replaces measurements of the same machine, precision and batch size in the file, and keeps the others.
 """
@@ -73,8 +74,7 @@ class Bench:
         self.train_labels = torch.arange(TRAIN_SIZE, device=device) % CLASSES
         indices = torch.randperm(TRAIN_SIZE)[:batch_size].to(device)
         self.batch = Batch(self.train_labels[indices], indices)
-        parameters = self.student.parameters()
-        self.optimizer = torch.optim.SGD(parameters, lr=0.05, momentum=0.9, weight_decay=5e-4)
+        self.optimizer = torch.optim.SGD(self.student.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
 
     def _place(self, net: FeatureNet) -> FeatureNet:
         return net.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -98,10 +98,6 @@ class Bench:
         """Prepare a function that computes a method's loss and its gradients; None if this stage has no term."""
         student = self.outputs(self.student, method.student_preact)
         teacher = self.outputs(self.teacher, method.teacher_preact)
-        student, teacher = (
-            Outputs(o.logits, o.embedding, tuple(m.clone() for m in o.maps), o.stem)
-            for o in (student, teacher)
-        )
         method.setup(Setup(student, teacher, self.student, self.teacher, CLASSES, self.train_labels))
         method.to(self.device).train()
         method.start_epoch(100)  # past all warm-ups
@@ -123,8 +119,7 @@ class Bench:
             for target in targets:
                 target.grad = None
             found = terms()
-            loss = torch.stack(list(found.values())).sum() if first_stage else method.loss(found)
-            loss.backward()
+            (torch.stack(list(found.values())).sum() if first_stage else method.loss(found)).backward()
 
         return compute if terms() else None
 
@@ -133,10 +128,8 @@ class Bench:
         for _ in range(WARM_UP):
             function()
         if self.device.type == "cuda":
-            events = [
-                (torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True))
-                for _ in range(repeats)
-            ]
+            event = partial(torch.cuda.Event, enable_timing=True)
+            events = [(event(), event()) for _ in range(repeats)]
             torch.cuda.synchronize(self.device)
             for begin, end in events:
                 begin.record()
@@ -242,13 +235,15 @@ def show(found: dict[str, Any]) -> None:
 
     def row(name: str, of: dict[str, Any], goal_percent: float | None) -> None:
         percent = 100 * of["median_ms"] / step["median_ms"]
-        wanted = met = ""
-        if goal_percent is not None:
-            wanted, met = f"<{goal_percent:g}", "yes" if percent < goal_percent else "NO"
+        wanted = "" if goal_percent is None else f"<{goal_percent:g}"
+        met = "" if goal_percent is None else "yes" if percent < goal_percent else "NO"
         spread = f"{of['quartile_1_ms']:.2f}-{of['quartile_3_ms']:.2f}"
-        peak = f"{of['peak_mib']:.1f}"
-        share = f"{100 * of['peak_mib'] / step['peak_mib']:.1f}"
-        print(line.format(name, f"{of['median_ms']:.2f}", spread, f"{percent:.2f}", wanted, met, peak, share))
+        times = f"{of['median_ms']:.2f}", spread, f"{percent:.2f}", wanted, met
+        print(
+            line.format(
+                name, *times, f"{of['peak_mib']:.1f}", f"{100 * of['peak_mib'] / step['peak_mib']:.1f}"
+            )
+        )
 
     row("the student's step", step, None)
     row("teacher's forward", teacher, None)

@@ -84,6 +84,23 @@ def test_tensorboard_events() -> None:
     assert [e.step for e in events.Scalars("test/top1")] == [1, 2]
 
 
+def test_profile(teacher_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["distill", "--teacher", str(teacher_folder), "--student", "resnet8", "--batch_size", "8"]
+    assert main([*command, "--profile", "trace.json"]) == 0
+    out = capsys.readouterr().out
+    for part in (
+        "teacher, forward",
+        "student, forward",
+        "losses, forward",
+        "backward",
+        "check and optimiser",
+        "rest",
+    ):
+        assert part in out
+    assert "traceEvents" in json.loads(Path("trace.json").read_text())
+    assert [p.name for p in Path().iterdir()] == ["trace.json"]
+
+
 def test_first_stages_are_written_down_too(teacher_folder: Path) -> None:
     small = [word if word != "false" else "true" for word in SMALL]
     command = ["distill", "--teacher", str(teacher_folder), "--student", "resnet8", "--epochs", "1", *small]

@@ -152,9 +152,10 @@ def test_a_lock_dies_with_its_process(teacher_folder: Path, tmp_path: Path) -> N
 
 def test_kills_at_random_moments(teacher_folder: Path, tmp_path: Path) -> None:
     """`make reliability` does the same with 200 kills and all four methods."""
+    harness = kill.Harness(tmp_path, teacher_folder, seed=1)
     for method in ("CRD", "AB"):
-        report = kill.campaign(method, 4, 1, tmp_path, teacher_folder)
-        assert (report.equal, report.different) == (report.kills, [])
+        report = harness.campaign(method, 4)
+        assert (report.kills, report.equal, report.different) == (4, 4, [])
 
 
 def test_an_exception_of_the_run_is_not_taken_for_a_stop() -> None:

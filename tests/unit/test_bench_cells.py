@@ -19,7 +19,14 @@ def test_protocol_has_both_tables() -> None:
     track = load_track("protocol")
     cells = list(cells_of(track))
     assert len(cells) == len(set(cells))
-    assert [c.student for c in cells[:6]] == ["wrn_40_2", "resnet56", "resnet110", "resnet32x4", "vgg13", "ResNet50"]
+    assert [c.student for c in cells[:6]] == [
+        "wrn_40_2",
+        "resnet56",
+        "resnet110",
+        "resnet32x4",
+        "vgg13",
+        "ResNet50",
+    ]
     per_method = Counter(c.method for c in cells if c.seed == 0)
     assert per_method["itrd"] == per_method["kd"] == per_method["crd"] == len(PAIRS)
     assert per_method["none"] == 9  # students, which pairs share
@@ -91,7 +98,10 @@ def test_every_cell_is_reproduced_by_its_command() -> None:
         ("name: x", "is not a track"),
         ("[", "is not a track"),
         ("name: ../x\ntitle: x\ndata: digits\npairs: []\nwaves: []", "letters, digits"),
-        ("name: x\ntitle: x\ndata: digits\npairs: [[a, b]]\nwaves: [{methods: [magic], seeds: [0]}]", "magic"),
+        (
+            "name: x\ntitle: x\ndata: digits\npairs: [[a, b]]\nwaves: [{methods: [magic], seeds: [0]}]",
+            "magic",
+        ),
         ("name: x\ntitle: x\ndata: digits\npairs: []\nwaves: []\nsettings: {speed: 3}", "speed"),
         ("name: x\ntitle: x\ndata: digits\npairs: []\nwaves: []\ncolour: red", "colour"),
     ],
@@ -112,7 +122,6 @@ def test_unknown_track() -> None:
 
 def test_costs_are_measured_where_the_ledger_knows_this_hardware(tmp_path: Path) -> None:
     import synthetic_ledger as synthetic
-
     from itrd.bench.costs import Costs, multiply_adds
     from itrd.bench.ledger import Ledger
     from itrd.engine.provenance import hardware

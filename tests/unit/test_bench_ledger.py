@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import synthetic_ledger as synthetic
 
+import synthetic_ledger as synthetic
 from itrd.bench.cells import Cell, cells_of
 from itrd.bench.check import check_documents, check_ledger, check_zoo
 from itrd.bench.ledger import Ledger
@@ -157,7 +157,17 @@ def test_rewritten_records_are_noticed(tmp_path: Path) -> None:
     import subprocess
 
     path = synthetic.write(tmp_path, KD, synthetic.record(KD, 12, protocol="custom"))
-    git = ["git", "-C", str(tmp_path), "-c", "user.name=t", "-c", "user.email=t@t", "-c", "commit.gpgsign=false"]
+    git = [
+        "git",
+        "-C",
+        str(tmp_path),
+        "-c",
+        "user.name=t",
+        "-c",
+        "user.email=t@t",
+        "-c",
+        "commit.gpgsign=false",
+    ]
     for words in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "records"]):
         subprocess.run([*git, *words], check=True)
     assert check_ledger(Ledger(tmp_path)) == []
@@ -186,7 +196,11 @@ def test_documents_follow_the_ledger(tmp_path: Path) -> None:
     assert text.endswith("<!-- /ledger -->\nSee `<!-- ledger:x -->`.\n")
     document.write_text(text.replace("| KD | 1 | **", "| KD | 1 | **9"))
     assert check_documents(documents, ledger, zoo)
-    for broken in ("<!-- /ledger -->\n", "<!-- ledger:smoke -->\n", "<!-- ledger:nothing -->\n<!-- /ledger -->\n"):
+    for broken in (
+        "<!-- /ledger -->\n",
+        "<!-- ledger:smoke -->\n",
+        "<!-- ledger:nothing -->\n<!-- /ledger -->\n",
+    ):
         document.write_text(broken)
         assert len(check_documents(documents, ledger, zoo)) == 1
     with pytest.raises(UserError, match="no document"):

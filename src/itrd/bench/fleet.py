@@ -105,10 +105,14 @@ def on_ray(address: str, track: Track, cells: list[Cell], options: Options, jobs
         gpus, cpus = resources.get("GPU", 0.0), resources.get("CPU", 1.0)
         jobs = jobs or int(gpus or cpus) or 1
         share: dict[str, Any] = {"num_cpus": min(1.0, cpus / jobs), "num_gpus": min(1.0, gpus / jobs)}
-        paths = {name: Path(getattr(options, name)).absolute() for name in ("results", "runs", "zoo")}
-        data_root = str(Path(options.data_root).absolute())
-        table = options.teacher_table and str(Path(options.teacher_table).absolute())
-        options = replace(options, **paths, data_root=data_root, teacher_table=table)
+        options = replace(
+            options,
+            results=options.results.absolute(),
+            runs=options.runs.absolute(),
+            zoo=options.zoo.absolute(),
+            data_root=str(Path(options.data_root).absolute()),
+            teacher_table=options.teacher_table and str(Path(options.teacher_table).absolute()),
+        )
         work = ray.remote(max_retries=3)(_on_worker).options(**share)  # a lost machine's cells are continued
         return _together(ray.get([work.remote(track, cells, options) for _ in range(jobs)]))
     finally:

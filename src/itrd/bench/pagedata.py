@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Hashable, Sequence
-from itertools import combinations
+from itertools import combinations, pairwise
 from typing import Any
 
 from itrd.bench.cells import Cell
@@ -95,7 +95,7 @@ def packed(values: Sequence[float], keep: int) -> list[int]:
         # Half goes up, as in the page's code, which finds the epochs again.
         values = [values[int(i * (length - 1) / (keep - 1) + 0.5)] for i in range(keep)]
     rounded = [round(100 * value) if math.isfinite(value) else 0 for value in values]
-    return rounded[:1] + [b - a for a, b in zip(rounded, rounded[1:], strict=False)]
+    return rounded[:1] + [b - a for a, b in pairwise(rounded)]
 
 
 def _details(run: Run, pool: Pool, details: Pool) -> int:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from itrd.engine.config import DistillConfig, RunConfig, TrainConfig
 from itrd.engine.record import Result
 from itrd.engine.run import prepare_distill, prepare_train
 from itrd.engine.trainer import Trainer
+from itrd.errors import UserError
 
 
 def carry_out(config: RunConfig) -> int:
     """Run, and return the exit status."""
+    if config.profile is not None:
+        return _profile(config, Path(config.profile))
     if isinstance(config, DistillConfig):
         with prepare_distill(config) as trainer:
             teacher = trainer.record["teacher"]
@@ -29,6 +34,20 @@ def _fit(trainer: Trainer) -> int:
     )
     result = trainer.fit()
     _summary(trainer, result)
+    return 0
+
+
+def _profile(config: RunConfig, trace: Path) -> int:
+    from itrd.engine.profile import profile_run
+
+    if not trace.parent.is_dir():
+        raise UserError(f"cannot write the trace {trace}: there is no folder {trace.parent}")
+    found = profile_run(config, trace)
+    whole = sum(found.milliseconds.values())
+    print(f"one step of batch {config.batch_size}, mean of {found.steps}: {whole:.1f} ms, of which")
+    for part, milliseconds in found.milliseconds.items():
+        print(f"  {part:22} {milliseconds:8.2f} ms  {100 * milliseconds / whole:5.1f}%")
+    print(f"trace: {found.trace} (open it in Perfetto or chrome://tracing)")
     return 0
 
 

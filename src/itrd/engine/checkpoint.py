@@ -1,20 +1,16 @@
 """Weights in and out, and the full state of an interrupted run.
 
-Nothing here executes what a file says: ``.pth`` files are read with torch's weights-only unpickler (plus
-``argparse.Namespace``, an inert container that the original scripts stored), everything else is safetensors.
+Nothing here executes what a file says: ``.pth`` files are read by :mod:`itrd.engine.pth`, everything else is
+safetensors. No file is read that is larger than ``MAX_BYTES``, and none takes more than a few times its size.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import hashlib
 import io
 import json
 import os
-import pickle
-import re
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,10 +21,13 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
-from itrd.engine.files import PARTIAL, sync_folder, write_atomically
+from itrd.engine.files import PARTIAL, read_limited, sync_folder, write_atomically
+from itrd.engine.pth import load_pth
 from itrd.errors import CheckpointError
 
+MAX_BYTES = 1 << 33  # of any checkpoint; the largest of a benchmark run has 0.3 GB
 _MAGIC = b"itrd-checkpoint-1 "
+MAX_CLASSES = 100_000  # of a network that is built because a file says so
 _HEADER = len(_MAGIC) + 64 + 1
 
 
@@ -51,7 +50,7 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         CheckpointError: missing, damaged, or asking for code to be executed.
     """
     try:
-        content = path.read_bytes()
+        content = read_limited(path, MAX_BYTES)
     except OSError as error:
         raise CheckpointError(f"cannot read checkpoint {path}: {error.strerror}") from None
     if path.suffix == ".safetensors":
@@ -63,8 +62,11 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             ) from None
         header = int.from_bytes(content[:8], "little")
         return state, _metadata(content[8 : 8 + header])
-    loaded = _weights_only(io.BytesIO(content), str(path))
-    return _state_dict(loaded, path), {}
+    state = _state_dict(load_pth(content, str(path)), path)
+    # Views can repeat the same few numbers without end.
+    if sum(value.numel() * value.element_size() for value in state.values()) > 2 * len(content):
+        raise CheckpointError(f"{path} is refused: its tensors are larger than the file; ask for another one")
+    return state, {}
 
 
 def load_into(net: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
@@ -92,6 +94,9 @@ def load_into(net: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
         name = getattr(net, "arch", type(net).__name__)
         raise CheckpointError(f"{source} is not a checkpoint of {name}: {difference}; {advice}")
     absent = counters - given.keys()
+    for key, value in state.items():
+        if value.layout != torch.strided or value.is_complex() or value.is_quantized or value.is_meta:
+            raise CheckpointError(f"{source}: {key} is no plain tensor of numbers; ask for a plain state dict")
     # A plain dict carries no version metadata, so torch accepts absent counters and leaves them at zero.
     net.load_state_dict({**state, **{key: torch.tensor(0) for key in absent}}, strict=True)
 
@@ -118,34 +123,13 @@ def fitting_architectures(state: Mapping[str, Tensor]) -> list[str]:
 def classes_in(state: Mapping[str, Tensor]) -> int | None:
     """Number of classes of a benchmark network's checkpoint, if it can be told."""
     for key in ("fc.bias", "linear.bias", "classifier.bias", "classifier.0.bias"):
-        if key in state and state[key].ndim == 1:
-            return int(state[key].shape[0])
+        if key in state and state[key].ndim == 1 and 0 < len(state[key]) <= MAX_CLASSES:
+            return len(state[key])
     return None
 
 
 def _metadata(header: bytes) -> dict[str, str]:
     return {str(k): str(v) for k, v in json.loads(header).get("__metadata__", {}).items()}
-
-
-def _weights_only(stream: io.BytesIO, source: str) -> Any:
-    try:
-        with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
-            warnings.simplefilter("ignore")  # remarks on a file's pickle protocol
-            return torch.load(stream, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        reason = str(error)
-        if re.search(r"GLOBAL \S+\.\S+|Unsupported class", reason):
-            raise CheckpointError(
-                f"{source} is refused: it asks for more than weights, and reading it could execute code; "
-                "ask its author for a safetensors file or a plain state dict"
-            ) from None
-        raise CheckpointError(
-            f"{source} is not a readable checkpoint (damaged?); fetch or train it again"
-        ) from None
-    except Exception:  # torch raises many types for damaged files
-        raise CheckpointError(
-            f"{source} is not a readable checkpoint (damaged?); fetch or train it again"
-        ) from None
 
 
 def _state_dict(loaded: Any, path: Path) -> dict[str, Tensor]:
@@ -213,7 +197,7 @@ def load_state(path: Path) -> tuple[dict[str, Any], str | None]:
     reasons = []
     for candidate in (path, _previous(path)):
         try:
-            content = candidate.read_bytes()
+            content = read_limited(candidate, MAX_BYTES)
         except OSError as error:
             reasons.append(f"{candidate.name}: {error.strerror}")
             continue
@@ -222,7 +206,9 @@ def load_state(path: Path) -> tuple[dict[str, Any], str | None]:
         if not content.startswith(_MAGIC) or hashlib.sha256(body).hexdigest().encode() != expected:
             reasons.append(f"{candidate.name}: checksum does not match")
             continue
-        state = _weights_only(io.BytesIO(body), str(candidate))
+        state = load_pth(body, str(candidate))
+        if not isinstance(state, dict):
+            raise CheckpointError(f"{candidate} holds no state of a run; start again in another folder")
         return state, f"{reasons[0]}; continuing from {candidate.name}" if reasons else None
     raise CheckpointError(
         f"no usable checkpoint in {path.parent} ({'; '.join(reasons)}); start again in another folder"

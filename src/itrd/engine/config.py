@@ -21,7 +21,7 @@ SLOW_LEARNERS = ("MobileNetV2", "ShuffleV1", "ShuffleV2")
 # Settings that say where and how a run executes, not what it computes.
 _INCIDENTAL = frozenset(
     {"teacher_table", "out", "resume", "device", "deterministic", "on_nonfinite"}
-    | {"tensorboard", "data_root", "download", "progress"}
+    | {"tensorboard", "data_root", "download", "progress", "profile"}
 )
 
 
@@ -54,6 +54,7 @@ class RunConfig:
         resume: continue the run that this folder holds.
         tensorboard: write TensorBoard events into the run folder.
         progress: show a live progress display.
+        profile: instead of the run, record 20 steps of it, print where the time goes, and write this trace file.
     """
 
     data: str | None = None
@@ -79,6 +80,7 @@ class RunConfig:
     resume: bool = False
     tensorboard: bool = True
     progress: bool = True
+    profile: str | None = None
 
     def __post_init__(self) -> None:
         check_types(type(self).__name__, get_type_hints(type(self)), dataclasses.asdict(self))

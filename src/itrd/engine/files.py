@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
+import stat
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+MAX_JSON = 1 << 26  # bytes
 PARTIAL = ".partial"  # how the names of files end that are being written
 
 
@@ -88,6 +91,35 @@ def sync_folder(folder: Path) -> None:
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write JSON atomically, indented, with a final newline."""
     write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())
+
+
+def read_limited(path: Path, limit: int) -> bytes:
+    """Read a whole file that must be a plain one of at most ``limit`` bytes.
+
+    Raises:
+        OSError: it is not, or cannot be read.
+    """
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe that nobody writes to would block
+    with os.fdopen(handle, "rb") as file:
+        about = os.fstat(handle)
+        if not stat.S_ISREG(about.st_mode):
+            raise OSError(errno.EINVAL, "not a plain file", str(path))
+        if about.st_size > limit:
+            raise OSError(errno.EFBIG, f"larger than {limit:,} bytes", str(path))
+        return file.read(limit)
+
+
+def read_json(path: Path, limit: int = MAX_JSON) -> Any:
+    """Read JSON of a bounded size.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no JSON.
+    """
+    try:
+        return json.loads(read_limited(path, limit))
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
 def sha256_of(path: Path) -> str:

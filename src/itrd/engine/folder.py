@@ -22,7 +22,8 @@ import yaml
 from filelock import FileLock, Timeout
 
 from itrd.engine.config import RunConfig
-from itrd.engine.files import remove_partial_files, write_atomically, write_json
+from itrd.engine.files import read_limited, remove_partial_files, write_atomically, write_json
+from itrd.engine.yaml_text import MAX_BYTES, load_yaml
 from itrd.errors import RunFolderError
 
 
@@ -72,16 +73,17 @@ class RunFolder:
 
     def _check_same_run(self) -> None:
         try:
-            held = yaml.safe_load(self.settings.read_text())
-            assert isinstance(held, dict)
-        except (OSError, yaml.YAMLError, AssertionError, UnicodeDecodeError):
+            held = load_yaml(read_limited(self.settings, MAX_BYTES).decode())
+            if not isinstance(held, dict):
+                raise yaml.YAMLError("no settings")
+        except (OSError, yaml.YAMLError, UnicodeDecodeError):
             raise RunFolderError(f"{self.settings} is damaged; choose another folder with --out") from None
         mine = _plain(self._config.identity())
         # A setting that is younger than the run had its default.
         defaults = {f.name: f.default for f in dataclasses.fields(self._config)}
         different = [key for key in mine if held.get(key, defaults.get(key)) != mine[key]]
         if different:
-            shown = ", ".join(f"{key} {held.get(key)!r} not {mine[key]!r}" for key in different[:3])
+            shown = ", ".join(f"{key} {_short(held.get(key))} not {mine[key]!r}" for key in different[:3])
             raise RunFolderError(f"{self.path} holds another run ({shown}); choose another folder with --out")
         if not self._config.resume:
             raise RunFolderError(
@@ -136,6 +138,11 @@ class RunFolder:
         """Release the lock."""
         if self._lock is not None:
             self._lock.release()
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."
 
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:

@@ -69,7 +69,7 @@ def load_network(spec: str) -> TrainedNetwork:
         path = path / "last.safetensors"
     if not path.is_file():
         raise CheckpointError(f"no checkpoint at {path}; give a run folder, a .pth or a .safetensors file")
-    if zoo.is_in_zoo(path):
+    if path == in_zoo or zoo.is_in_zoo(path):
         zoo.read_card(path)
     state, metadata = read_weights(path)
     state = zoo.single(state)

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.profiler import record_function
 
 from itrd.engine.fold import fold_batch_norms
 from itrd.methods.base import Batch, FirstStage, Method, Setup
@@ -87,7 +88,8 @@ class DistillTask(nn.Module):
         if teacher is None:
             teacher = self._teacher_outputs(images)
         student = self._student_outputs(images)
-        loss, terms = self.objective(student, teacher, batch)
+        with record_function("itrd.objective"):
+            loss, terms = self.objective(student, teacher, batch)
         return StepOutput(loss, student.logits.detach(), {"loss": loss.detach(), **terms})
 
     def first_stage_step(self, method: Method, images: Tensor, batch: Batch) -> StepOutput:
@@ -111,12 +113,13 @@ class DistillTask(nn.Module):
         return [p for module in stage.modules for p in module.parameters() if p.requires_grad]
 
     def _student_outputs(self, images: Tensor) -> Outputs:
-        if self._observe_student is None:
-            return Outputs(self.student(images))
-        return self._observe_student(images, self._student_preact)
+        with record_function("itrd.student"):
+            if self._observe_student is None:
+                return Outputs(self.student(images))
+            return self._observe_student(images, self._student_preact)
 
     def _teacher_outputs(self, images: Tensor) -> Outputs | None:
         if self._observe_teacher is None or not self.objective.reads:
             return None
-        with torch.no_grad():
+        with torch.no_grad(), record_function("itrd.teacher"):
             return self._observe_teacher(images, self._teacher_preact)

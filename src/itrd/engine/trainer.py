@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.profiler import record_function
 
 from itrd.data.datasets import ImageDataset
 from itrd.data.plan import plan_epoch
@@ -223,8 +224,10 @@ class Trainer:
             guard.remember(optimizer)
             output = forward()
             optimizer.zero_grad(set_to_none=True)
-            output.loss.backward()
-            taken = guard.update(output, optimizer, step, forward)
+            with record_function("itrd.backward"):
+                output.loss.backward()
+            with record_function("itrd.update"):
+                taken = guard.update(output, optimizer, step, forward)
             logits = at_least_float32(output.logits)
             position.meter.add({**output.terms, **accuracies(logits, batch.labels)}, len(indices), taken)
             position.step = step + 1
@@ -239,8 +242,10 @@ class Trainer:
         position.seconds = before + time.perf_counter() - started
 
     def _forward(self, stage: Stage, batch: Batch, views: Tensor, teacher: Outputs | None) -> StepOutput:
+        with record_function("itrd.augment"):
+            images = self.train_images.batch(batch.indices, views)
         with autocast(self.device, self.config.precision):
-            return stage.step(self.train_images.batch(batch.indices, views), batch, teacher)
+            return stage.step(images, batch, teacher)
 
     # --- state -------------------------------------------------------------------------------------------
 

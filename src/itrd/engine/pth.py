@@ -1,0 +1,201 @@
+"""Reads ``.pth`` files from strangers: checks them from outside, then hands them to torch's weights-only loader.
+
+That loader executes nothing, but it trusts a file's numbers: it can be made to unpack compressed members without
+bound, to allocate storages that the file does not hold, and to end the process with nested tuples. So the pickle is
+gone through here first, opcode by opcode, on a stack that knows of every value only its depth and, of plain ones,
+what they are; and an archive is copied member by member, uncompressed and with verified checksums.
+
+Memory: a file of n bytes is refused or takes at most 3 n + 100 MB.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import pickle
+import pickletools
+import re
+import warnings
+import zipfile
+from typing import Any, BinaryIO
+
+import torch
+
+from itrd.errors import CheckpointError
+
+MAX_OPCODES = 1_000_000  # a checkpoint of the largest benchmark network has about 30,000
+MAX_DEPTH = 100
+_MAX_MEMBERS = 20_000
+_ITEM = {  # bytes of one element of a storage
+    **{"DoubleStorage": 8, "FloatStorage": 4, "HalfStorage": 2, "BFloat16Storage": 2, "LongStorage": 8},
+    **{"IntStorage": 4, "ShortStorage": 2, "CharStorage": 1, "ByteStorage": 1, "BoolStorage": 1},
+    **{"ComplexDoubleStorage": 16, "ComplexFloatStorage": 8, "UntypedStorage": 1},
+}
+
+
+class _Refused(Exception):
+    """Why a file is not read any further."""
+
+
+def load_pth(content: bytes, source: str) -> Any:
+    """Return what a file of ``torch.save`` holds: tensors on the CPU, numbers, strings and containers of them.
+
+    Raises:
+        CheckpointError: damaged, not such a file, or asking for more than weights.
+    """
+    try:
+        if content[:2] == b"PK":
+            content = _checked_archive(content)
+        else:
+            _check_legacy(content)
+        return _weights_only(content)
+    except _Program:
+        raise CheckpointError(
+            f"{source} is refused: it asks for more than weights, and reading it could execute code; "
+            "ask its author for a safetensors file or a plain state dict"
+        ) from None
+    except _Refused as error:
+        raise CheckpointError(f"{source} is refused: {error}; fetch or train it again") from None
+    except Exception:  # torch, zipfile and pickletools raise many types for damaged files
+        raise CheckpointError(
+            f"{source} is not a readable checkpoint (damaged?); fetch or train it again"
+        ) from None
+
+
+class _Program(Exception):
+    """The file asks for something to be called that makes no weights."""
+
+
+def _weights_only(content: bytes) -> Any:
+    try:
+        with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
+            warnings.simplefilter("ignore")  # remarks on a file's pickle protocol
+            return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if re.search(r"GLOBAL \S+\.\S+|Unsupported class", str(error)):
+            raise _Program from None
+        raise
+
+
+# --- archives --------------------------------------------------------------------------------------------
+
+
+def _checked_archive(content: bytes) -> bytes:
+    """Return a copy of an archive that holds nothing but what was checked.
+
+    What torch reads is the copy: a file that its reader and this one understand differently gains nothing.
+    """
+    copied = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(content)) as archive, zipfile.ZipFile(copied, "w") as copy:
+        members = archive.infolist()
+        names = {member.filename for member in members}
+        if len(names) != len(members) or len(members) > _MAX_MEMBERS:
+            raise _Refused("its archive holds a name twice, or too many")
+        if any(m.compress_type != zipfile.ZIP_STORED or m.file_size != m.compress_size for m in members):
+            raise _Refused("its archive is compressed, which torch never does")
+        if sum(member.file_size for member in members) > len(content):
+            raise _Refused("its archive claims to hold more than it does")
+        if any(name.endswith("/constants.pkl") or "/code/" in name for name in names):
+            raise _Program  # TorchScript
+        sizes: dict[str, int] = {}
+        for member in members:
+            folder, _, name = member.filename.partition("/")
+            if name.startswith("data/"):
+                sizes[name.removeprefix("data/")] = member.file_size
+        for member in members:
+            read = archive.read(member)  # verifies its checksum
+            if member.filename.endswith("/data.pkl"):
+                for key, size in _storages(io.BytesIO(read)).items():
+                    if sizes.get(key) != size:
+                        raise _Refused(f"storage {key[:20]} has not the size that the file claims")
+            copy.writestr(zipfile.ZipInfo(member.filename), read)
+    return copied.getvalue()
+
+
+def _check_legacy(content: bytes) -> None:
+    """Check a file from before archives: pickles of a magic number, a version, facts, the content, and the keys."""
+    stream = io.BytesIO(content)
+    claimed = 0
+    for _ in range(5):
+        claimed += sum(_storages(stream).values())
+    if claimed > len(content) - stream.tell():
+        raise _Refused("it claims to hold more numbers than it does")
+
+
+# --- pickles ---------------------------------------------------------------------------------------------
+
+_Item = tuple[int, Any]  # depth, and the value of strings, numbers, names and short tuples of them
+_MARK: _Item = (-1, None)
+_WORDS = ("UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "GLOBAL")
+_NUMBERS = ("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1")
+
+
+def _storages(stream: BinaryIO) -> dict[str, int]:
+    """Go through the next pickle of a stream without building anything; return its storages' sizes in bytes.
+
+    Raises:
+        _Refused: too long, nested too deeply, or a storage of an unknown kind.
+    """
+    stack: list[_Item] = []
+    memo: dict[int, _Item] = {}
+    found: dict[str, int] = {}
+    count = 0
+    for opcode, argument, _ in pickletools.genops(stream):
+        count += 1
+        if count > MAX_OPCODES:
+            raise _Refused(f"it has more than {MAX_OPCODES:,} opcodes")
+        name = opcode.name
+        if name == "MARK":
+            stack.append(_MARK)
+        elif name in ("PUT", "BINPUT", "LONG_BINPUT"):
+            memo[argument] = stack[-1]
+        elif name == "MEMOIZE":
+            memo[len(memo)] = stack[-1]
+        elif name in ("GET", "BINGET", "LONG_BINGET"):
+            stack.append(memo[argument])
+        elif name in _WORDS or name in _NUMBERS:
+            stack.append((0, argument))
+        elif name == "BINPERSID":
+            key, size = _storage(stack.pop()[1])
+            if found.setdefault(key, size) != size:
+                raise _Refused(f"storage {key[:20]} has two sizes")
+            stack.append((0, None))
+        else:
+            taken = _take(stack, opcode)
+            depth = 1 + max((item[0] for item in taken), default=-1)
+            if depth > MAX_DEPTH:
+                raise _Refused(f"it is nested more than {MAX_DEPTH} deep")
+            short = name.startswith("TUPLE") and len(taken) <= 8
+            value = tuple(item[1] for item in taken) if short else None
+            stack.extend([(depth, value)] * len(opcode.stack_after))
+    return found
+
+
+def _take(stack: list[_Item], opcode: pickletools.OpcodeInfo) -> list[_Item]:
+    """Take from the stack what an opcode takes."""
+    before = opcode.stack_before
+    if pickletools.markobject not in before:
+        if len(before) > len(stack):
+            raise _Refused("its pickle is damaged")
+        taken = stack[len(stack) - len(before) :]
+        del stack[len(stack) - len(before) :]
+        return taken
+    at = len(stack) - 1 - stack[::-1].index(_MARK)
+    taken = stack[at + 1 :]
+    below = before.index(pickletools.markobject)
+    taken += stack[at - below : at]
+    del stack[at - below :]
+    return taken
+
+
+def _storage(value: Any) -> tuple[str, int]:
+    """Read key and size in bytes out of what names a storage: ('storage', type, key, place, count, ...)."""
+    if type(value) is not tuple or len(value) < 5 or value[0] != "storage":
+        raise _Refused("its pickle names a storage in an unknown way")
+    module, _, kind = str(value[1]).partition(" ")
+    key, count = value[2], value[4]
+    if kind not in _ITEM or not module.startswith("torch") or type(key) is not str or type(count) is not int:
+        raise _Refused("its pickle names a storage of an unknown kind")
+    if count < 0:
+        raise _Refused("its pickle names a storage of negative size")
+    return key, count * _ITEM[kind]
