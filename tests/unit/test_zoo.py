@@ -95,6 +95,8 @@ def test_teachers_of_this_project_have_their_recorded_accuracy() -> None:
     for card in cards:
         said = json.loads(card.read_text())
         found = itrd.evaluate(
-            load_network(str(card.with_suffix(".safetensors"))).net, said["data"], data_root=str(root / "data")
+            load_network(str(card.with_suffix(".safetensors"))).net,
+            said["data"],
+            data_root=str(root / "data"),
         )
         assert found["top1"] == pytest.approx(said["top1"], abs=0.03), card

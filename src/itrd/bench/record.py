@@ -8,6 +8,7 @@ takes as well. ``record.schema.json`` describes both.
 from __future__ import annotations
 
 import json
+import math
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from typing import Any
 
 from itrd.bench.cells import Cell
 from itrd.bench.tracks import ALONE, TEACHER
+from itrd.engine.files import MAX_JSON, read_limited
 from itrd.errors import UserError
 
 LEDGER_FORMAT = 2
@@ -42,6 +44,7 @@ class Run:
         wall_seconds: with evaluations; None where the record does not say.
         images_per_second: median over the epochs.
         hardware: what it ran on.
+        precision: fp32 or bf16.
         teacher_sha256: checksum of the teacher's file.
         details: the record without its curves.
     """
@@ -57,6 +60,7 @@ class Run:
     wall_seconds: float | None
     images_per_second: float
     hardware: str
+    precision: str
     teacher_sha256: str | None
     details: dict[str, Any] = field(repr=False)
 
@@ -115,7 +119,7 @@ def parse(path: Path) -> dict[str, Any]:
         RecordError: not JSON, not an object, or with a number that is not finite.
     """
     try:
-        content = json.loads(path.read_bytes(), parse_constant=_refuse)
+        content = json.loads(read_limited(path, MAX_JSON), parse_constant=_refuse)
     except OSError as error:
         raise RecordError(f"{path}: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
@@ -149,8 +153,11 @@ def _run(record: dict[str, Any], path: Path) -> Run:
     rate = record.get("images_per_second", rates[len(rates) // 2])
     wall = record.get("wall_seconds")
     details = {key: value for key, value in record.items() if key not in ("curve", "first_stages")}
-    return Run(
-        cell=cell_of(record, path),
+    cell = cell_of(record, path)
+    if cell.track != path.parent.name:
+        raise ValueError(f"it is of the track {cell.track}")
+    run = Run(
+        cell=cell,
         path=path,
         last=float(record["last"]["test"]["top1"]),
         best=float(record["best"]["test"]["top1"]),
@@ -161,9 +168,13 @@ def _run(record: dict[str, Any], path: Path) -> Run:
         wall_seconds=None if wall is None else float(wall),
         images_per_second=float(rate),
         hardware=str(record["provenance"]["hardware"]),
+        precision=str(record["settings"]["precision"]),
         teacher_sha256=(record.get("teacher") or {}).get("sha256"),
         details=details,
     )
+    if not all(map(math.isfinite, (run.last, run.best, run.seconds, run.images_per_second))):
+        raise ValueError("a number that is too large")  # such as 1e999, which is JSON
+    return run
 
 
 def curve_of(record: Mapping[str, Any]) -> dict[str, Any]:

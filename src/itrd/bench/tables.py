@@ -125,7 +125,7 @@ def _where(summary: TrackSummary) -> str:
     if not summary.runs:
         return "No runs yet."
     machines = ", ".join(f"{escape(name)} ({count})" for name, count in summary.hardware())
-    precisions = sorted({str(run.details["settings"].get("precision")) for run in summary.runs})
+    precisions = sorted({run.precision for run in summary.runs})
     return (
         f"Track `{escape(summary.name)}`, {len(summary.runs)} runs, {escape(', '.join(precisions))}. "
         f"Hardware (runs): {machines}."

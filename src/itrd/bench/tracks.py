@@ -15,6 +15,7 @@ from typing import Any, Literal
 import yaml
 
 from itrd.engine.config import DistillConfig, TrainConfig
+from itrd.engine.yaml_text import load_yaml
 from itrd.errors import UnknownNameError, UserError
 from itrd.methods import list_methods
 from itrd.recipes import PAIRS, TABLE_METHODS, Pair, recipe
@@ -108,7 +109,7 @@ def load_track(name: str) -> Track:
             "track", name, list_tracks(), hint=f"known: {', '.join(list_tracks())}; or a .yaml file"
         )
     try:
-        return _track(yaml.safe_load(source.read_text(encoding="utf-8")))
+        return _track(load_yaml(source.read_text(encoding="utf-8")))
     except OSError as error:
         raise UserError(f"cannot read the track {name}: {error.strerror}") from None
     except (yaml.YAMLError, TypeError, ValueError, KeyError, AttributeError) as error:

@@ -5,14 +5,28 @@ from __future__ import annotations
 import dataclasses
 import re
 import sys
+from pathlib import Path
 from typing import Any, NoReturn
 
-from jsonargparse import ActionConfigFile, ArgumentParser, set_parsing_settings
+import yaml
+from jsonargparse import (
+    ActionConfigFile,
+    ArgumentParser,
+    Namespace,
+    get_loader,
+    set_loader,
+    set_parsing_settings,
+)
 
 from itrd import __version__
 from itrd.cli import bench, commands
 from itrd.engine.config import DistillConfig, RunConfig, TrainConfig
+from itrd.engine.files import read_limited
+from itrd.engine.yaml_text import MAX_BYTES, check_yaml
 from itrd.errors import UserError
+
+_LONGEST = 1000  # characters of an error: a hostile file must not fill the screen
+_jsonargparse_load = get_loader("yaml")
 
 _DESCRIPTION = "Knowledge distillation, run, checked and compared. Start with: itrd quickstart"
 
@@ -52,13 +66,34 @@ class Parser(ArgumentParser):
         text = re.sub(
             r'expected "\S*command" to be one of {(.*?)}, but .*', r"which command? One of \1", text
         )
+        if len(text) > _LONGEST:
+            text = f"{text[:_LONGEST]}..."
         print(f"itrd: error: {text} (see `{prog} --help`)", file=sys.stderr)
         sys.exit(2)
+
+    def parse_path(self, path: Any, *arguments: Any, **named: Any) -> Namespace:
+        """Parse a settings file, if it is a plain file of a sensible size."""
+        try:
+            read_limited(Path(path), MAX_BYTES).decode()
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "not text"
+            raise TypeError(f"cannot read {path}: {reason}") from None
+        return super().parse_path(path, *arguments, **named)
+
+
+def _load(text: str) -> Any:
+    """Load YAML as jsonargparse does, after :func:`itrd.engine.yaml_text.check_yaml`."""
+    check_yaml(text)
+    try:
+        return _jsonargparse_load(text)
+    except (ValueError, TypeError, RecursionError, OverflowError) as error:
+        raise yaml.YAMLError(str(error)) from None
 
 
 def build_parser() -> Parser:
     """Build the whole command line."""
     set_parsing_settings(add_print_completion_argument=True)
+    set_loader("yaml", _load, (yaml.YAMLError,))
     parser = Parser(prog="itrd", description=_DESCRIPTION, usage="itrd COMMAND [options]")
     parser.add_argument("--version", action="version", version=f"itrd {__version__}")
     verbs = parser.add_subcommands(required=True, dest="command", title="commands", metavar="COMMAND")

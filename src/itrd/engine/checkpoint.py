@@ -96,7 +96,9 @@ def load_into(net: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
     absent = counters - given.keys()
     for key, value in state.items():
         if value.layout != torch.strided or value.is_complex() or value.is_quantized or value.is_meta:
-            raise CheckpointError(f"{source}: {key} is no plain tensor of numbers; ask for a plain state dict")
+            raise CheckpointError(
+                f"{source}: {key} is no plain tensor of numbers; ask for a plain state dict"
+            )
     # A plain dict carries no version metadata, so torch accepts absent counters and leaves them at zero.
     net.load_state_dict({**state, **{key: torch.tensor(0) for key in absent}}, strict=True)
 

@@ -27,9 +27,19 @@ MAX_OPCODES = 1_000_000  # a checkpoint of the largest benchmark network has abo
 MAX_DEPTH = 100
 _MAX_MEMBERS = 20_000
 _ITEM = {  # bytes of one element of a storage
-    **{"DoubleStorage": 8, "FloatStorage": 4, "HalfStorage": 2, "BFloat16Storage": 2, "LongStorage": 8},
-    **{"IntStorage": 4, "ShortStorage": 2, "CharStorage": 1, "ByteStorage": 1, "BoolStorage": 1},
-    **{"ComplexDoubleStorage": 16, "ComplexFloatStorage": 8, "UntypedStorage": 1},
+    "DoubleStorage": 8,
+    "FloatStorage": 4,
+    "HalfStorage": 2,
+    "BFloat16Storage": 2,
+    "LongStorage": 8,
+    "IntStorage": 4,
+    "ShortStorage": 2,
+    "CharStorage": 1,
+    "ByteStorage": 1,
+    "BoolStorage": 1,
+    "ComplexDoubleStorage": 16,
+    "ComplexFloatStorage": 8,
+    "UntypedStorage": 1,
 }
 
 
@@ -99,7 +109,7 @@ def _checked_archive(content: bytes) -> bytes:
             raise _Program  # TorchScript
         sizes: dict[str, int] = {}
         for member in members:
-            folder, _, name = member.filename.partition("/")
+            name = member.filename.partition("/")[2]
             if name.startswith("data/"):
                 sizes[name.removeprefix("data/")] = member.file_size
         for member in members:
@@ -139,9 +149,8 @@ def _storages(stream: BinaryIO) -> dict[str, int]:
     stack: list[_Item] = []
     memo: dict[int, _Item] = {}
     found: dict[str, int] = {}
-    count = 0
-    for opcode, argument, _ in pickletools.genops(stream):
-        count += 1
+    for count, (opcode, operand, _) in enumerate(pickletools.genops(stream), 1):
+        argument: Any = operand
         if count > MAX_OPCODES:
             raise _Refused(f"it has more than {MAX_OPCODES:,} opcodes")
         name = opcode.name
@@ -166,7 +175,9 @@ def _storages(stream: BinaryIO) -> dict[str, int]:
             if depth > MAX_DEPTH:
                 raise _Refused(f"it is nested more than {MAX_DEPTH} deep")
             short = name.startswith("TUPLE") and len(taken) <= 8
-            value = tuple(item[1] for item in taken) if short else None
+            value: Any = tuple(item[1] for item in taken) if short else None
+            if name == "STACK_GLOBAL":
+                value = " ".join(str(item[1]) for item in taken)
             stack.extend([(depth, value)] * len(opcode.stack_after))
     return found
 

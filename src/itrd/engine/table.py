@@ -32,7 +32,7 @@ from itrd.data.datasets import ImageDataset
 from itrd.data.device import DeviceImages
 from itrd.data.plan import EpochPlan
 from itrd.engine.device import autocast
-from itrd.engine.files import write_atomically, write_json
+from itrd.engine.files import read_json, write_atomically, write_json
 from itrd.errors import DataError
 from itrd.models.base import Outputs
 from itrd.models.observe import Observer
@@ -110,7 +110,7 @@ class TableFile:
         if not description.exists():
             write_json(description, content)
         try:
-            found = json.loads(description.read_text())
+            found = read_json(description)
         except ValueError:
             found = None
         if found != content:

@@ -6,7 +6,6 @@ run that was never stopped.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,7 +23,7 @@ from itrd.engine.checkpoint import has_state
 from itrd.engine.config import RunConfig
 from itrd.engine.device import autocast, be_deterministic, resolve_device
 from itrd.engine.evaluate import evaluate
-from itrd.engine.files import write_json
+from itrd.engine.files import read_json, write_json
 from itrd.engine.folder import RunFolder
 from itrd.engine.interrupt import Interrupted, held, interruptible, received
 from itrd.engine.log import Console, EpochLog, Quiet
@@ -294,7 +293,10 @@ class Trainer:
         """The result of a run that was finished already; its record is left as it is."""
         assert self.best is not None
         assert self.folder is not None
-        record = json.loads(self.folder.result.read_text())
+        try:
+            record = read_json(self.folder.result)
+        except ValueError:  # damaged; everything it said is known
+            return self._finish()
         return Result(self.history[-1], self.best, self.history, self.task.student, record)
 
     def _finish(self) -> Result:

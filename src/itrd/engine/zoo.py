@@ -7,7 +7,6 @@ epoch, accuracy after rounding to half precision, seed, settings, checksum. A na
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -16,7 +15,7 @@ import torch
 from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
-from itrd.engine.files import sha256_of, write_atomically, write_json
+from itrd.engine.files import read_json, sha256_of, write_atomically, write_json
 from itrd.errors import CheckpointError
 
 ZOO = Path("zoo")
@@ -49,7 +48,7 @@ def read_card(path: Path) -> dict[str, Any]:
     """
     card_path = path.with_suffix(".json")
     try:
-        card = json.loads(card_path.read_text(encoding="utf-8"))
+        card = read_json(card_path)
         expected = card["sha256"]
     except (OSError, ValueError, KeyError, TypeError):
         raise CheckpointError(

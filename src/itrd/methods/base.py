@@ -164,6 +164,7 @@ class Method(nn.Module):
                     raise UserError(
                         f"method {self.name!r} reads {what}, and the {side} does not provide them"
                     )
+        student, teacher = _only(self.reads, student), _only(self.reads, teacher)
         teacher = _map(torch.Tensor.detach, teacher)
         device = student.logits.device.type
         if not torch.is_autocast_enabled(device):  # then nothing else brings the inputs to the weights' type
@@ -190,6 +191,16 @@ class Method(nn.Module):
 def at_least_float32(x: Tensor) -> Tensor:
     """Promote half precision to float32; leave float32 and float64 alone."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def _only(reads: frozenset[str], outputs: Outputs) -> Outputs:
+    """Leave out what a method does not read: promoting maps for nothing costs more than most losses."""
+    return Outputs(
+        outputs.logits,
+        outputs.embedding if "embedding" in reads else None,
+        outputs.maps if "maps" in reads else (),
+        outputs.stem if "stem" in reads else None,
+    )
 
 
 def _map(function: Callable[[Tensor], Tensor], outputs: Outputs) -> Outputs:
