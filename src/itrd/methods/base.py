@@ -90,7 +90,7 @@ class Method(nn.Module):
     title: ClassVar[str]
     paper: ClassVar[str]
     formula: ClassVar[str]
-    reads: ClassVar[frozenset[str]] = frozenset()
+    reads: frozenset[str] = frozenset()  # an instance may narrow it
     weight: ClassVar[float] = 1.0
     weight_in_sum: ClassVar[float | None] = None
     ce_weight: ClassVar[float] = 1.0

@@ -44,6 +44,7 @@ class Hint(Method):
         if hint_layer < 0:
             raise UserError(f"hint: hint_layer must be 0 (the stem) or the number of a map, got {hint_layer}")
         self.hint_layer = hint_layer
+        self.reads = frozenset({"maps"} if hint_layer else {"stem"})
         self.regressor = None
 
     def setup(self, setup: Setup) -> None:
