@@ -140,10 +140,14 @@ def test_faulty_ledgers(tmp_path: Path) -> None:
     path.with_name("notes.txt").write_text("")
     assert "not a record" in check_ledger(ledger)[0]
     path.with_name("notes.txt").unlink()
+    assert check_ledger(ledger) == []
     other = synthetic.record(Cell("smoke", "resnet20", "resnet8", "kd", 1), 12, protocol="custom")
     other["teacher"]["sha256"] = "1" * 64
     synthetic.write(tmp_path, Cell("smoke", "resnet20", "resnet8", "kd", 1), other)
     assert "2 different teachers" in check_ledger(ledger)[0]
+    (tmp_path / "zoo").mkdir()  # unless one is the other, rounded
+    (tmp_path / "zoo" / "t.json").write_text(json.dumps({"trained_sha256": "1" * 64, "sha256": "0" * 64}))
+    assert not any("different teachers" in fault for fault in check_ledger(ledger, tmp_path / "zoo"))
     assert "no such folder" in check_ledger(Ledger(tmp_path / "none"))[0]
 
 
@@ -187,12 +191,13 @@ def test_documents_follow_the_ledger(tmp_path: Path) -> None:
     assert update_documents(documents, ledger, zoo) == documents
     assert check_documents(documents, ledger, zoo) == []
     assert update_documents(documents, ledger, zoo) == []
-    assert "| KD |  |  |  |  |  |  |" in document.read_text()  # nothing was run: an empty cell is empty
+    assert "No runs yet." in document.read_text()
     synthetic.write(ledger.root, KD, synthetic.record(KD, 12, protocol="custom"))
     assert check_documents(documents, ledger, zoo)
     update_documents(documents, ledger, zoo)
     text = document.read_text()
     assert synthetic.HARDWARE in text
+    assert "| ITRD |  |  |  |  |  |  |" in text  # not run: an empty cell is empty
     assert text.endswith("<!-- /ledger -->\nSee `<!-- ledger:x -->`.\n")
     document.write_text(text.replace("| KD | 1 | **", "| KD | 1 | **9"))
     assert check_documents(documents, ledger, zoo)

@@ -177,6 +177,8 @@ def test_records_that_lie_are_left_out(tmp_path: Path, capsys: pytest.CaptureFix
             {"seconds": "long"},
             {"best": {"epoch": "x"}},
             {"settings": None},
+            {"last": {"test": {"top1": 10**400}}},
+            {"cell": {**good["cell"], "track": "smoke"}},
         )
     ):
         synthetic.write(tmp_path, Cell("protocol", None, "resnet20", "none", number), {**good, **change})

@@ -30,7 +30,7 @@ def track_tables(summary: TrackSummary) -> str:
         ]
     else:
         parts = []
-        for pair in summary.pairs:
+        for pair in summary.pairs if summary.runs else ():
             parts += [
                 f"Teacher {escape(pair.teacher)}, student {escape(pair.student)}:",
                 method_table(summary, pair),

@@ -1,28 +1,15 @@
-"""The verbs `itrd bench plan|run|check` and `itrd report`."""
+"""The verbs `itrd bench plan|run|check` and `itrd report`.
+
+The parser evaluates what this module imports, for the sake of annotations: nothing here may load torch.
+"""
 
 from __future__ import annotations
 
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from itrd.errors import UserError
-
-if TYPE_CHECKING:
-    from itrd.bench.cells import Cell
-    from itrd.bench.runner import Report
-    from itrd.bench.tracks import Track
-
-
-def _selected(
-    track: str, pairs: str | None, methods: str | None, seeds: str | None
-) -> tuple[Track, list[Cell]]:
-    from itrd.bench.cells import Selection, cells_of
-    from itrd.bench.tracks import load_track
-
-    chosen = load_track(track)
-    return chosen, Selection.parse(pairs, methods, seeds).filter(cells_of(chosen), chosen)
 
 
 def plan(
@@ -51,9 +38,10 @@ def plan(
     """
     from itrd.bench.ledger import Ledger
     from itrd.bench.schedule import plan as make_plan
+    from itrd.cli.benching import duration, selected
     from itrd.cli.commands import show_table, text_table
 
-    chosen, cells = _selected(track, pairs, methods, seeds)
+    chosen, cells = selected(track, pairs, methods, seeds)
     lines = make_plan(chosen, cells, Ledger(Path(results)), runs=Path(out), zoo=Path(zoo), device=device)
     table = text_table("", "cell", "state", "cost", "basis", "top-1")
     left = 0.0
@@ -115,8 +103,9 @@ def run(
     started = time.monotonic()
     from itrd.bench import fleet
     from itrd.bench.runner import Options
+    from itrd.cli.benching import selected, told
 
-    chosen, cells = _selected(track, pairs, methods, seeds)
+    chosen, cells = selected(track, pairs, methods, seeds)
     if jobs is not None and jobs < 1:
         raise UserError(f"jobs must be at least 1, got {jobs}")
     if not cells:
@@ -130,21 +119,8 @@ def run(
         report = fleet.side_by_side(chosen, cells, options, jobs)
     else:
         report = fleet.alone(chosen, cells, options)
-    status = _told(report)
+    status = told(report)
     return 128 + report.signal if report.signal else status
-
-
-def _told(report: Report) -> int:
-    """Print what a runner did and return the exit status: 1 if a cell failed."""
-    for reason in dict.fromkeys(report.skipped.values()):
-        names = [cell.name for cell, why in report.skipped.items() if why == reason]
-        shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-        print(f"skipped: {shown}: {reason}", file=sys.stderr)
-    for cell, error in report.failed.items():
-        print(f"failed: {cell.name}: {error}", file=sys.stderr)
-    why = {"budget": ", budget spent", "signal": ", asked to stop"}.get(report.stopped or "", "")
-    print(f"{len(report.done)} cells done, {report.left} left{why}")
-    return 1 if report.failed else 0
 
 
 def check(results: str = "results", zoo: str = "zoo", files: str = "README.md,docs") -> int:
@@ -160,7 +136,7 @@ def check(results: str = "results", zoo: str = "zoo", files: str = "README.md,do
     from itrd.bench.ledger import Ledger
 
     ledger, documents = Ledger(Path(results)), markdown_files(files)
-    faults = check_ledger(ledger)
+    faults = check_ledger(ledger, Path(zoo))
     faults += check_zoo(Path(zoo))
     faults += check_documents(documents, ledger, Path(zoo))
     for fault in faults:
@@ -198,12 +174,3 @@ def report(
         print(f"written {path} ({path.stat().st_size / 1e6:.1f} MB)")
     for problem in ledger.unreadable.values():
         print(f"itrd: left out: {problem}", file=sys.stderr)
-
-
-def duration(seconds: float) -> str:
-    """Seconds for people."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} d"

@@ -100,13 +100,16 @@ def read_limited(path: Path, limit: int) -> bytes:
         OSError: it is not, or cannot be read.
     """
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe that nobody writes to would block
-    with os.fdopen(handle, "rb") as file:
+    try:
         about = os.fstat(handle)
         if not stat.S_ISREG(about.st_mode):
             raise OSError(errno.EINVAL, "not a plain file", str(path))
         if about.st_size > limit:
             raise OSError(errno.EFBIG, f"larger than {limit:,} bytes", str(path))
-        return file.read(limit)
+        with open(handle, "rb", closefd=False) as file:
+            return file.read(about.st_size)  # a larger number would be allocated
+    finally:
+        os.close(handle)
 
 
 def read_json(path: Path, limit: int = MAX_JSON) -> Any:

@@ -82,7 +82,7 @@ def _weights_only(content: bytes) -> Any:
             warnings.simplefilter("ignore")  # remarks on a file's pickle protocol
             return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if re.search(r"GLOBAL \S+\.\S+|Unsupported class", str(error)):
+        if re.search(r"GLOBAL \S+|Unsupported class", str(error)):
             raise _Program from None
         raise
 
@@ -99,14 +99,14 @@ def _checked_archive(content: bytes) -> bytes:
     with zipfile.ZipFile(io.BytesIO(content)) as archive, zipfile.ZipFile(copied, "w") as copy:
         members = archive.infolist()
         names = {member.filename for member in members}
+        if any(name.endswith("/constants.pkl") or "/code/" in name for name in names):
+            raise _Program  # TorchScript
         if len(names) != len(members) or len(members) > _MAX_MEMBERS:
             raise _Refused("its archive holds a name twice, or too many")
         if any(m.compress_type != zipfile.ZIP_STORED or m.file_size != m.compress_size for m in members):
             raise _Refused("its archive is compressed, which torch never does")
         if sum(member.file_size for member in members) > len(content):
             raise _Refused("its archive claims to hold more than it does")
-        if any(name.endswith("/constants.pkl") or "/code/" in name for name in names):
-            raise _Program  # TorchScript
         sizes: dict[str, int] = {}
         for member in members:
             name = member.filename.partition("/")[2]

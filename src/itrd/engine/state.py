@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from itrd.engine.trainer import Trainer
 
 
+# What the parts of a state raise that is whole but was made for another run, or by somebody else.
+MISFITS = (RuntimeError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError)
+
+
 class Position:
     """What comes next: stage (from 0), epoch (from 1), step (from 0), and what this epoch has summed up."""
 
@@ -136,7 +140,24 @@ def restore_run(trainer: Trainer, folder: RunFolder) -> tuple[dict[str, Any], st
         trainer.best = next((e for e in trainer.history if e.epoch == state["best"]), None)
         restore_generators(state, trainer.device)
         return {"optimizer": state["optimizer"]}, complaint
-    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+    except MISFITS as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise CheckpointError(f"{folder.checkpoint} does not fit this run: {reason}") from None
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, state: Any, folder: RunFolder) -> None:
+    """Set an optimiser to a saved state.
+
+    Raises:
+        CheckpointError: it is one of other parameters.
+    """
+    try:
+        optimizer.load_state_dict(state)
+        for parameter, own in optimizer.state.items():
+            momentum = own.get("momentum_buffer")
+            if momentum is not None and momentum.shape != parameter.shape:
+                raise ValueError("momentum of another shape")
+    except MISFITS as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise CheckpointError(f"{folder.checkpoint} does not fit this run: {reason}") from None
 

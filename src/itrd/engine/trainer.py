@@ -33,7 +33,14 @@ from itrd.engine.place import open_table, place_images, place_task
 from itrd.engine.provenance import with_provenance
 from itrd.engine.record import Epoch, Result, build_record
 from itrd.engine.stages import MAIN, Stage, stages_of
-from itrd.engine.state import Position, restore_run, save_run, save_student, seed_generators
+from itrd.engine.state import (
+    Position,
+    restore_optimizer,
+    restore_run,
+    save_run,
+    save_student,
+    seed_generators,
+)
 from itrd.engine.task import DistillTask, StepOutput
 from itrd.errors import RunFolderError, TrainingError
 from itrd.methods.base import Batch, at_least_float32
@@ -145,7 +152,8 @@ class Trainer:
             nesterov=config.nesterov,
         )
         if resumed is not None and resumed["optimizer"] is not None:
-            optimizer.load_state_dict(resumed["optimizer"])
+            assert self.folder is not None
+            restore_optimizer(optimizer, resumed["optimizer"], self.folder)
         self.optimizer = optimizer
         console.start(stage.name, stage.epochs)
         while position.epoch <= stage.epochs:

@@ -78,27 +78,41 @@ function curve(kind, run) {
 
 // --- the one tooltip --------------------------------------------------------------------------------------
 
+let tipOf = null;
+
 /** Show lines of text while an element is hovered over or has the focus. */
 function tooltip(node, lines) {
   const show = () => {
-    const tip = byId("tip");
-    tip.replaceChildren(...lines().filter(Boolean).map((line) => el("div", null, line)));
-    tip.hidden = false;
-    const box = node.getBoundingClientRect();
-    const left = Math.min(Math.max(8, box.left), window.innerWidth - tip.offsetWidth - 8);
-    const below = box.bottom + 6 + tip.offsetHeight < window.innerHeight;
-    tip.style.left = Math.max(8, left) + "px";
-    tip.style.top = (below ? box.bottom + 6 : Math.max(8, box.top - tip.offsetHeight - 6)) + "px";
+    tipOf = node;
+    byId("tip").replaceChildren(...lines().filter(Boolean).map((line) => el("div", null, line)));
+    byId("tip").hidden = false;
+    placeTip();
   };
-  const hide = () => { byId("tip").hidden = true; };
+  const hide = () => { if (tipOf === node) hideTip(); };
   node.addEventListener("mouseenter", show);
   node.addEventListener("focus", show);
   node.addEventListener("mouseleave", hide);
   node.addEventListener("blur", hide);
 }
 
-document.addEventListener("scroll", () => { byId("tip").hidden = true; }, true);
-document.addEventListener("keydown", (event) => { if (event.key === "Escape") byId("tip").hidden = true; });
+function hideTip() {
+  tipOf = null;
+  byId("tip").hidden = true;
+}
+
+/** Put the tooltip below its element, or above it where there is no room. */
+function placeTip() {
+  if (!tipOf) return;
+  const tip = byId("tip");
+  const box = tipOf.getBoundingClientRect();
+  const left = Math.min(box.left, window.innerWidth - tip.offsetWidth - 8);
+  const below = box.bottom + 6 + tip.offsetHeight < window.innerHeight;
+  tip.style.left = Math.max(8, left) + "px";
+  tip.style.top = (below ? box.bottom + 6 : Math.max(8, box.top - tip.offsetHeight - 6)) + "px";
+}
+
+document.addEventListener("scroll", placeTip, true);
+document.addEventListener("keydown", (event) => { if (event.key === "Escape") hideTip(); });
 
 // --- sortable tables --------------------------------------------------------------------------------------
 

@@ -28,7 +28,8 @@ function grid(t, pairs) {
       el("th", { scope: "row" }, method.title),
       pairs.map((p, i) => gridCell(t, p, m, cells[i])));
   });
-  return el("div", { class: "scroll" }, el("table", { class: pairs.length < 4 ? "grid few" : "grid" }, el("thead", null, head), el("tbody", null, rows)));
+  const few = pairs.length < 4 ? " few" : "";
+  return el("div", { class: "scroll" + few }, el("table", { class: "grid" }, el("thead", null, head), el("tbody", null, rows)));
 }
 
 function gridCell(t, p, m, cell) {
@@ -73,7 +74,7 @@ function showCell(p, m) {
   byId("filter").value = "";
   state.page = 0;
   state.chosen = cell.runs.slice(0, MOST_CURVES);
-  byId("tip").hidden = true;
+  hideTip();
   renderPair();
   renderCurves();
   renderRuns();

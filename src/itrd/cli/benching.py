@@ -1,0 +1,39 @@
+"""What the benchmark's verbs have in common: which cells are meant, and what is printed."""
+
+from __future__ import annotations
+
+import sys
+
+from itrd.bench.cells import Cell, Selection, cells_of
+from itrd.bench.runner import Report
+from itrd.bench.tracks import Track, load_track
+
+
+def selected(
+    track: str, pairs: str | None, methods: str | None, seeds: str | None
+) -> tuple[Track, list[Cell]]:
+    """Load a track, and choose its cells by comma-separated lists."""
+    chosen = load_track(track)
+    return chosen, Selection.parse(pairs, methods, seeds).filter(cells_of(chosen), chosen)
+
+
+def told(report: Report) -> int:
+    """Print what a runner did and return the exit status: 1 if a cell failed."""
+    for reason in dict.fromkeys(report.skipped.values()):
+        names = [cell.name for cell, why in report.skipped.items() if why == reason]
+        shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        print(f"skipped: {shown}: {reason}", file=sys.stderr)
+    for cell, error in report.failed.items():
+        print(f"failed: {cell.name}: {error}", file=sys.stderr)
+    why = {"budget": ", budget spent", "signal": ", asked to stop"}.get(report.stopped or "", "")
+    print(f"{len(report.done)} cells done, {report.left} left{why}")
+    return 1 if report.failed else 0
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} d"
