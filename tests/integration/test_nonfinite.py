@@ -13,6 +13,7 @@ from torch import Tensor
 
 from itrd.cli import main
 from itrd.engine import trainer as engine
+from itrd.engine.checkpoint import load_state
 from itrd.engine.config import TrainConfig
 from itrd.engine.nonfinite import StepGuard
 from itrd.engine.run import prepare_train
@@ -184,11 +185,13 @@ def test_a_run_of_bad_steps_alone_is_an_error(immediate: bool, settings: dict[st
     """Divergence is reported, not skipped away."""
     with pytest.MonkeyPatch.context() as patch:
         Break(patch, set(range(100)), "term")
-        with pytest.raises(TrainingError, match="not finite in the mean over epoch 1: .*ce"):
+        with pytest.raises(TrainingError, match=r"not finite in the mean over epoch 1: .*ce"):
             run(settings, on_nonfinite="skip")
 
 
-def test_a_spoiled_state_is_never_saved(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_spoiled_state_is_never_saved(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """On a GPU the verdict is read late: asked to stop in between, the run fails and keeps its last good state."""
     original = StepGuard.__init__
     monkeypatch.setattr(
@@ -196,18 +199,13 @@ def test_a_spoiled_state_is_never_saved(settings: dict[str, Any], monkeypatch: p
         "__init__",
         lambda self, task, *, skip, immediate: original(self, task, skip=skip, immediate=False),
     )
-    Break(monkeypatch, {6}, "gradient")
+    spoil = Break(monkeypatch, {6}, "gradient")
     with prepare_train(TrainConfig(**settings)) as trainer:
-        step = engine.Quiet.step
-
-        def stop(quiet: Any, epoch: int, images: int) -> None:
-            if epoch == 2:
-                trainer.request_stop()
-
-        monkeypatch.setattr(engine.Quiet, "step", stop)
-        with pytest.raises(Interrupted):
+        monkeypatch.setattr(engine.Quiet, "step", lambda *a: spoil.count == 6 and trainer.request_stop())
+        with pytest.raises(TrainingError, match="epoch 2, step 2"):
             trainer.fit()
-    monkeypatch.setattr(engine.Quiet, "step", step)
+    state, _ = load_state(tmp_path / "run" / "checkpoint.pt")
+    assert (state["position"]["epoch"], state["position"]["step"]) == (2, 0)
 
 
 def test_the_command_line_says_it_in_one_line(

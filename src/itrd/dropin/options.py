@@ -22,7 +22,7 @@ STUDENT_SCRIPT = "train_student.py"
 TEACHER_SCRIPT = "train_teacher.py"
 
 # Options that the original scripts do not have.
-OWN = ("seed", "device", "precision", "resume", "data_root")
+OWN = ("seed", "device", "precision", "resume", "data_root", "deterministic", "on_nonfinite")
 
 # ITRD's script lists three networks that it cannot build.
 _ITRD_EXTRA_MODELS = ["resnet34", "resnet18", "resnet20_1w1a"]
@@ -149,6 +149,8 @@ def _own_parser(prog: str, *, distill: bool = False) -> _Parser:
     own.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     own.add_argument("--precision", default="fp32", choices=["fp32", "bf16"], help="default: fp32")
     own.add_argument("--resume", action="store_true", help="continue the run of this command line")
+    own.add_argument("--deterministic", action="store_true", help="equal bits from run to run, also on a GPU")
+    own.add_argument("--on_nonfinite", default="stop", choices=["stop", "skip"], help="default: stop")
     own.add_argument("--data_root", default="./data", help="folder of the dataset (default: ./data)")
     if distill:
         own.add_argument("--distill", choices=["itrd"], help="accepted, not used")

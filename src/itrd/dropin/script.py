@@ -54,6 +54,8 @@ def common_settings(opt: argparse.Namespace) -> dict[str, Any]:
         "precision": opt.precision,
         "out": str(Path(opt.save_folder) / "run"),
         "resume": opt.resume,
+        "deterministic": opt.deterministic,
+        "on_nonfinite": opt.on_nonfinite,
         "tensorboard": False,  # the originals' scalars are written instead
         # A live bar for people; in a pipe or a file, the originals' lines.
         "progress": sys.stdout.isatty() and sys.stderr.isatty(),
@@ -90,6 +92,9 @@ def carry_out(
         try:
             result = trainer.fit()
             files.finish(trainer)
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise RunFolderError(f"cannot write into {opt.save_folder}: {reason}; mend this") from None
         finally:
             files.close()
     print("best accuracy:", f"{result.best.test['top1']:.4f}")

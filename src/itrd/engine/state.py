@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from itrd.data.datasets import ImageDataset
 from itrd.engine.checkpoint import load_state, save_state, save_weights
 from itrd.engine.folder import RunFolder
 from itrd.engine.metrics import Meter
@@ -124,7 +125,7 @@ def save_run(trainer: Trainer, folder: RunFolder, optimizer: torch.optim.Optimiz
     save_state(folder.checkpoint, state)
 
 
-def restore_run(trainer: Trainer, folder: RunFolder) -> tuple[dict[str, Any], str | None]:
+def restore_run(trainer: Trainer, folder: RunFolder, stages: int) -> tuple[dict[str, Any], str | None]:
     """Go back to the saved state; return its optimiser part as ``{"optimizer": ...}``, and what was amiss.
 
     Raises:
@@ -138,6 +139,10 @@ def restore_run(trainer: Trainer, folder: RunFolder) -> tuple[dict[str, Any], st
         trainer.first_stages = [Epoch(**e) for e in state["first_stages"]]
         trainer.provenances = list(state.get("provenances", []))
         trainer.best = next((e for e in trainer.history if e.epoch == state["best"]), None)
+        position = trainer.position
+        through = position.epoch - 1 if position.stage == stages - 1 else 0
+        if position.stage >= stages or len(trainer.history) != through or (through and trainer.best is None):
+            raise ValueError(f"{position} with {len(trainer.history)} epochs behind it")
         restore_generators(state, trainer.device)
         return {"optimizer": state["optimizer"]}, complaint
     except MISFITS as error:
@@ -162,14 +167,12 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, state: Any, folder: RunF
         raise CheckpointError(f"{folder.checkpoint} does not fit this run: {reason}") from None
 
 
-def save_student(
-    folder: RunFolder, which: str, student: nn.Module, classes: int, data: str, at: Epoch
-) -> None:
+def save_student(folder: RunFolder, which: str, student: nn.Module, data: ImageDataset, at: Epoch) -> None:
     """Write the student's weights of an epoch, with what they are."""
     metadata = {
         "arch": getattr(student, "arch", type(student).__name__),
-        "num_classes": str(classes),
-        "data": data,
+        "num_classes": str(data.num_classes),
+        "data": data.name,
         "epoch": str(at.epoch),
         "which": which,
         "top1": f"{at.test['top1']:.4f}",

@@ -7,8 +7,7 @@ run that was never stopped.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -23,7 +22,7 @@ from itrd.engine.checkpoint import has_state
 from itrd.engine.config import RunConfig
 from itrd.engine.device import autocast, be_deterministic, resolve_device
 from itrd.engine.evaluate import evaluate
-from itrd.engine.files import read_json, write_json
+from itrd.engine.finish import finish, finished_before
 from itrd.engine.folder import RunFolder
 from itrd.engine.interrupt import Interrupted, held, interruptible, received
 from itrd.engine.log import Console, EpochLog, Quiet
@@ -31,7 +30,7 @@ from itrd.engine.metrics import accuracies
 from itrd.engine.nonfinite import StepGuard, check_finite
 from itrd.engine.place import open_table, place_images, place_task
 from itrd.engine.provenance import with_provenance
-from itrd.engine.record import Epoch, Result, build_record
+from itrd.engine.record import Epoch, Result
 from itrd.engine.stages import MAIN, Stage, stages_of
 from itrd.engine.state import (
     Position,
@@ -42,7 +41,7 @@ from itrd.engine.state import (
     seed_generators,
 )
 from itrd.engine.task import DistillTask, StepOutput
-from itrd.errors import RunFolderError, TrainingError
+from itrd.errors import RunFolderError, TrainingError, UserError
 from itrd.methods.base import Batch, at_least_float32
 from itrd.models.base import Outputs
 from itrd.seeds import derive
@@ -114,20 +113,28 @@ class Trainer:
             RunFolderError: the run folder cannot be written any more.
         """
         try:
-            with held(), self._files():
+            with held():
                 return self._fit()
         except Interrupted as stop:
             stop.resumable = self.folder is not None
             raise
         except TrainingError as error:
             raise TrainingError(f"{error}; {self._last_good()}; {_ADVICE}") from None
+        except RuntimeError as error:
+            if "deterministic implementation" not in str(error):
+                raise
+            raise UserError(f"--deterministic is not possible here: {str(error).split('. ')[0]}") from None
+        except OSError as error:  # nothing else here deals with files
+            what = ": ".join(filter(None, [error.filename, error.strerror or str(error)]))
+            advice = "mend this, then continue with --resume"
+            raise RunFolderError(f"cannot write {what}; {self._last_good()}; {advice}") from None
 
     def _fit(self) -> Result:
         config = self.config
         console = Console(len(self.train_images)) if config.progress else Quiet()
         resumed = self._restore(console)
-        if self._is_finished(resumed):
-            return self._finished_before()
+        if self.folder is not None and resumed is not None and self._is_through():
+            return finished_before(self, self.folder)
         self.provenances = with_provenance(self.provenances, str(self.device))
         with interruptible():
             known = [asdict(e) for e in (*self.first_stages, *self.history)]
@@ -139,7 +146,7 @@ class Trainer:
                     resumed = None
         finally:
             log.close()
-        return self._finish()
+        return finish(self)
 
     def _run_stage(self, number: int, resumed: dict | None, console: Quiet, log: EpochLog) -> None:
         """Run one stage, from its beginning or from where the saved state ``resumed`` left it."""
@@ -197,7 +204,8 @@ class Trainer:
         self.history.append(done)
         if self.best is None or done.test["top1"] > self.best.test["top1"]:
             self.best = done
-            self._save_weights("best", done)
+            if self.folder is not None:
+                save_student(self.folder, "best", self.task.student, self.data, done)
         return done
 
     def _run_steps(self, stage: Stage, optimizer: torch.optim.Optimizer, console: Quiet) -> None:
@@ -269,7 +277,7 @@ class Trainer:
         """Go back to the saved state, if this run resumes one; return what remains of it to be restored."""
         if self.folder is None or not self.config.resume or not has_state(self.folder.checkpoint):
             return None  # has none: stopped before the first one was written
-        state, complaint = restore_run(self, self.folder)
+        state, complaint = restore_run(self, self.folder, len(self._stages))
         if complaint:
             console.message(f"damaged checkpoint: {complaint}")
         self._saved = str(self.position)
@@ -281,53 +289,10 @@ class Trainer:
             return "there is no checkpoint yet"
         return f"the last good checkpoint is {self.folder.checkpoint}, at {self._saved}"
 
-    @contextmanager
-    def _files(self) -> Iterator[None]:
-        """Say which file could not be written, and that the last checkpoint is still good."""
-        try:
-            yield
-        except OSError as error:
-            reason = error.strerror or str(error) or type(error).__name__
-            what = f"{error.filename}: {reason}" if error.filename else reason
-            raise RunFolderError(
-                f"cannot write {what}; {self._last_good()}; mend this, then continue with --resume"
-            ) from None
-
-    def _is_finished(self, resumed: dict | None) -> bool:
-        done = self.position.stage == len(self._stages) - 1 and self.position.epoch > self._stages[-1].epochs
-        return resumed is not None and done and self.folder is not None and self.folder.result.is_file()
-
-    def _finished_before(self) -> Result:
-        """The result of a run that was finished already; its record is left as it is."""
-        assert self.best is not None
-        assert self.folder is not None
-        try:
-            record = read_json(self.folder.result)
-        except ValueError:  # damaged; everything it said is known
-            return self._finish()
-        return Result(self.history[-1], self.best, self.history, self.task.student, record)
-
-    def _finish(self) -> Result:
-        assert self.best is not None
-        last = self.history[-1]
-        record = build_record(
-            self.config,
-            self.task,
-            self.data,
-            str(self.device),
-            self.history,
-            self.first_stages,
-            self.best,
-            {**self.record, "provenances": self.provenances},
-        )
-        self._save_weights("last", last)
-        if self.folder is not None:
-            write_json(self.folder.result, record)
-        return Result(last, self.best, self.history, self.task.student, record)
-
-    def _save_weights(self, which: str, epoch: Epoch) -> None:
-        if self.folder is not None:
-            save_student(self.folder, which, self.task.student, self.data.num_classes, self.data.name, epoch)
+    def _is_through(self) -> bool:
+        """Whether nothing is left to be done but, perhaps, the record."""
+        past = self.position.stage == len(self._stages) - 1 and self.position.epoch > self._stages[-1].epochs
+        return past and self.folder is not None and self.folder.result.is_file()
 
 
 _ADVICE = (

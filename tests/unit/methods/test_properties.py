@@ -111,6 +111,45 @@ def test_finite_and_nothing_for_the_teacher(
         check_finite(method, terms, student, teacher)
 
 
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("name", DISTILLING)
+@settings(max_examples=40, deadline=None, derandomize=True, database=None)
+@given(
+    student_kind=st.sampled_from(list(INPUTS)),
+    teacher_kind=st.sampled_from(list(INPUTS)),
+    batch=st.integers(1, 5),
+    seed=st.integers(0, 10**6),
+)
+def test_losses_are_finite_in_half_precision(
+    name: str, autocast: bool, student_kind: str, teacher_kind: str, batch: int, seed: int
+) -> None:
+    """Up to the largest half, 65,504; where connectors run in half precision, up to what they do not push past it.
+
+    The loss only: gradients of networks in half precision take the scaling that such training has.
+    """
+    largest = 1000.0 if autocast else 65_504.0
+    batch = max(batch, SMALLEST_BATCH.get(name, 1))
+
+    def make(kind: str, seed: int) -> Outputs:
+        return random_outputs(
+            seed,
+            batch,
+            dtype=torch.float16,
+            transform=lambda x: INPUTS[kind](x, largest).clamp(-largest, largest),
+        )
+
+    shapes = (random_outputs(s, batch, dtype=torch.float32) for s in (1, 2))
+    method = ready(name, *shapes, **SETTINGS.get(name, {}))
+    method.start_epoch(1)
+    student, teacher = make(student_kind, seed), make(teacher_kind, seed + 1)
+    for first_stage in stages(method):
+        with torch.autocast("cpu", torch.float16, enabled=autocast):
+            loss = total(method, method(student, teacher, example_batch(batch), first_stage=first_stage))
+        if loss is not None:
+            assert loss.dtype == torch.float32
+            assert loss.isfinite(), f"loss {loss.item()}"
+
+
 @pytest.mark.parametrize("name", DISTILLING)
 def test_finite_where_wide_features_are_large(name: str) -> None:
     """Sums over many large entries; the squares of single ones still fit."""

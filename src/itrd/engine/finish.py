@@ -1,0 +1,43 @@
+"""The end of a run: weights of the last epoch, the record, the result."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from itrd.engine.files import read_json, write_json
+from itrd.engine.folder import RunFolder
+from itrd.engine.record import Result, build_record
+from itrd.engine.state import save_student
+
+if TYPE_CHECKING:
+    from itrd.engine.trainer import Trainer
+
+
+def finish(trainer: Trainer) -> Result:
+    """Write what a finished run leaves behind, and return it."""
+    assert trainer.best is not None
+    last, student = trainer.history[-1], trainer.task.student
+    record = build_record(
+        trainer.config,
+        trainer.task,
+        trainer.data,
+        str(trainer.device),
+        trainer.history,
+        trainer.first_stages,
+        trainer.best,
+        {**trainer.record, "provenances": trainer.provenances},
+    )
+    if trainer.folder is not None:
+        save_student(trainer.folder, "last", student, trainer.data, last)
+        write_json(trainer.folder.result, record)
+    return Result(last, trainer.best, trainer.history, student, record)
+
+
+def finished_before(trainer: Trainer, folder: RunFolder) -> Result:
+    """The result of a run that was finished already; its record is left as it is."""
+    assert trainer.best is not None
+    try:
+        record = read_json(folder.result)
+    except ValueError:  # damaged; everything it said is known
+        return finish(trainer)
+    return Result(trainer.history[-1], trainer.best, trainer.history, trainer.task.student, record)
