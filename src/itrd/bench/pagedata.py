@@ -24,6 +24,7 @@ from itrd.stats import Comparison
 
 POINTS = 1_200_000
 FEWEST_POINTS = 24
+EXACT = 8  # digits of means: enough that the page and the Markdown tables round alike
 LONGEST_TEXT = 2000  # of a string in a run's details
 
 # What a run has for itself; everything else of a record is shared by many.
@@ -185,13 +186,13 @@ def _cell(summary: TrackSummary, entry: Entry, numbers: dict[int, int]) -> dict[
         seconds = sum(run.seconds for run in entry.runs) / len(entry.runs)
         gain = None if entry.method in (ALONE, TEACHER) else summary.against(entry.pair, entry.method, ALONE)
         cell |= {
-            "mean": _number(last.mean),
-            "std": _number(last.std),
-            "low": _number(last.low),
-            "high": _number(last.high),
-            "best": _number(entry.best.mean),
+            "mean": _number(last.mean, EXACT),
+            "std": _number(last.std, EXACT),
+            "low": _number(last.low, EXACT),
+            "high": _number(last.high, EXACT),
+            "best": _number(entry.best.mean, EXACT),
             "seconds": _number(seconds, 1),
-            "gap": _number(entry.from_published),
+            "gap": _number(entry.from_published, EXACT),
             "gain": _comparison(gain),
             "runs": [numbers[id(run)] for run in entry.runs],
         }
@@ -201,5 +202,5 @@ def _cell(summary: TrackSummary, entry: Entry, numbers: dict[int, int]) -> dict[
 def _comparison(found: Comparison | None) -> list[Any] | None:
     if found is None:
         return None
-    numbers = [_number(value) for value in (found.difference, found.low, found.high)]
+    numbers = [_number(value, EXACT) for value in (found.difference, found.low, found.high)]
     return [*numbers, _number(found.p, 6), found.n, found.paired]
