@@ -6,7 +6,9 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.itrd-installed
 
-.PHONY: quickstart test test-slow lint format env clean
+TOOLS  := $(VENV)-tools
+
+.PHONY: quickstart test test-slow reliability lint format lock audit sbom env clean
 
 quickstart: $(STAMP)
 	$(BIN)/itrd quickstart
@@ -17,6 +19,13 @@ test: $(STAMP) lint
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow
 
+# The figures of docs/reliability.md: about half an hour on two cores.
+reliability: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/kill.py --kills 200
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/stop.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/endurance.py
+	$(BIN)/python -m pytest -m slow tests/unit/test_hostile_files.py
+
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -26,6 +35,26 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+# Checksums of every file of every dependency but torch (requirements.lock says why).
+lock: $(TOOLS)
+	$(TOOLS)/bin/pip-compile --generate-hashes --no-annotate --no-header --no-emit-index-url --no-emit-find-links \
+		--no-emit-trusted-host --quiet --strip-extras --extra dev --constraint constraints.txt \
+		--unsafe-package torch --output-file $(VENV)/lock.txt pyproject.toml
+	sed '/==/,$$d' requirements.lock > $(VENV)/head.txt
+	grep -v '^#' $(VENV)/lock.txt | sed '/^$$/d' | cat $(VENV)/head.txt - > requirements.lock
+
+# Known vulnerabilities of the pinned versions; needs the service behind pypi.org.
+audit: $(TOOLS)
+	$(TOOLS)/bin/pip-audit --requirement requirements.lock --require-hashes --disable-pip --progress-spinner off
+
+# What a release is made of, as CycloneDX.
+sbom: $(TOOLS) $(STAMP)
+	$(TOOLS)/bin/cyclonedx-py environment --output-reproducible --of JSON --output-file sbom.json $(BIN)/python
+
+$(TOOLS):
+	$(PYTHON) -m venv $(TOOLS)
+	$(TOOLS)/bin/pip install --quiet --disable-pip-version-check pip-tools==7.6.2 pip-audit==2.10.1 cyclonedx-bom==7.5.0
+
 env: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
@@ -34,4 +63,4 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $(STAMP)
 
 clean:
-	rm -rf $(VENV) build src/*.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(TOOLS) sbom.json build src/*.egg-info .pytest_cache .mypy_cache .ruff_cache

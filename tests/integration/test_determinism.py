@@ -140,7 +140,8 @@ def test_what_cannot_be_deterministic_is_an_error(
 
     monkeypatch.setattr(Trainer, "_forward", refuse)
     settings = {**tiny, "model": "resnet8", "data": "digits", "progress": False, "out": ""}
-    with prepare_train(TrainConfig(**settings, deterministic=True)) as trainer, pytest.raises(
-        UserError, match="--deterministic is not possible here: adaptive_avg_pool2d_backward"
+    with (
+        prepare_train(TrainConfig(**settings, deterministic=True)) as trainer,
+        pytest.raises(UserError, match="--deterministic is not possible here: adaptive_avg_pool2d_backward"),
     ):
         trainer.fit()
