@@ -43,7 +43,7 @@ lock: $(TOOLS)
 	sed '/==/,$$d' requirements.lock > $(VENV)/head.txt
 	grep -v '^#' $(VENV)/lock.txt | sed '/^$$/d' | cat $(VENV)/head.txt - > requirements.lock
 
-# Known vulnerabilities of the pinned versions; needs the service behind pypi.org.
+# Known vulnerabilities of the pinned versions; needs the network.
 audit: $(TOOLS)
 	$(TOOLS)/bin/pip-audit --requirement requirements.lock --require-hashes --disable-pip --progress-spinner off
 
