@@ -2,7 +2,7 @@
 
     python benchmarks/stop.py --stops 20
 
-The student is wrn_40_2 with ITRD at batch size 64: on a CPU, the slowest step of the recipes.
+Student and teacher are wrn_40_2, with ITRD at batch size 64: about a second a step on one core.
 """
 
 from __future__ import annotations
