@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import pickle
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load
 
-from itrd.engine.checkpoint import load_into, load_state, read_weights, save_state, save_weights
+from itrd.engine.checkpoint import (
+    canonical_safetensors,
+    load_into,
+    load_state,
+    read_weights,
+    save_state,
+    save_weights,
+)
 from itrd.engine.files import write_atomically
 from itrd.engine.networks import architecture_from_path, load_network
 from itrd.errors import CheckpointError, UserError
@@ -30,6 +39,19 @@ def test_safetensors_round_trip(tmp_path: Path) -> None:
     assert (loaded.arch, loaded.num_classes, loaded.data) == ("resnet8", 10, "digits")
     assert not loaded.net.training
     assert same(loaded.net, net)
+
+
+def test_equal_weights_and_metadata_give_equal_bytes() -> None:
+    state = create_model("resnet8", 10).state_dict()
+    words = {
+        f"key{i}": str(i) for i in range(12)
+    }  # twelve keys in the library's own order are never sorted twice
+    content = canonical_safetensors(state, words)
+    assert canonical_safetensors(dict(state), dict(reversed(words.items()))) == content
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    assert list(header["__metadata__"]) == sorted(words)
+    loaded = load(content)
+    assert all(torch.equal(loaded[key], value) for key, value in state.items())
 
 
 @pytest.mark.parametrize("kind", ["epoch", "best", "last", "plain", "backbone"])

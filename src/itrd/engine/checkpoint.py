@@ -37,7 +37,19 @@ _HEADER = len(_MAGIC) + 64 + 1
 def save_weights(path: Path, net: nn.Module, metadata: Mapping[str, str]) -> None:
     """Write a network's state dict as safetensors, with string metadata."""
     state = {key: value.detach().cpu().contiguous() for key, value in net.state_dict().items()}
-    write_atomically(path, save_safetensors(state, dict(metadata)))
+    write_atomically(path, canonical_safetensors(state, metadata))
+
+
+def canonical_safetensors(state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    """Serialise so that equal weights and metadata give equal bytes, hence equal checksums.
+
+    The library writes the metadata in an order that differs from process to process.
+    """
+    content = save_safetensors(dict(state), dict(metadata))
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.dumps(json.loads(content[8:end]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)  # the format aligns the data
+    return len(header).to_bytes(8, "little") + header + content[end:]
 
 
 def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

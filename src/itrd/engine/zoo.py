@@ -12,9 +12,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
-from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
+from itrd.engine.checkpoint import canonical_safetensors
 from itrd.engine.files import read_json, sha256_of, write_atomically, write_json
 from itrd.errors import CheckpointError
 
@@ -98,6 +98,6 @@ def write(name: str, net: nn.Module, card: dict[str, Any], zoo: Path = ZOO) -> P
     path.parent.mkdir(parents=True, exist_ok=True)
     state = {key: value.detach().cpu().contiguous() for key, value in net.state_dict().items()}
     metadata = {key: str(card[key]) for key in ("arch", "num_classes", "data")}
-    write_atomically(path, save_safetensors(halved(state), metadata))
+    write_atomically(path, canonical_safetensors(halved(state), metadata))
     write_json(path.with_suffix(".json"), {"format": CARD_FORMAT, **card, "sha256": sha256_of(path)})
     return path
