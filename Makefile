@@ -5,6 +5,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.itrd-installed
+DEV    := $(VENV)/.itrd-dev
 
 TOOLS  := $(VENV)-tools
 
@@ -13,25 +14,25 @@ TOOLS  := $(VENV)-tools
 quickstart: $(STAMP)
 	$(BIN)/itrd quickstart
 
-test: $(STAMP) lint
+test: $(DEV) lint
 	$(BIN)/python -m pytest -m "not slow" -n 2
 
-test-slow: $(STAMP)
+test-slow: $(DEV)
 	$(BIN)/python -m pytest -m slow
 
 # The figures of docs/reliability.md: about half an hour on two cores.
-reliability: $(STAMP)
+reliability: $(DEV)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/kill.py --kills 200
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/stop.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/endurance.py
 	$(BIN)/python -m pytest -m slow tests/unit/test_hostile_files.py
 
-lint: $(STAMP)
+lint: $(DEV)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-format: $(STAMP)
+format: $(DEV)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
@@ -48,19 +49,23 @@ audit: $(TOOLS)
 	$(TOOLS)/bin/pip-audit --requirement requirements.lock --require-hashes --disable-pip --progress-spinner off
 
 # What a release is made of, as CycloneDX.
-sbom: $(TOOLS) $(STAMP)
+sbom: $(TOOLS) $(DEV)
 	$(TOOLS)/bin/cyclonedx-py environment --output-reproducible --of JSON --output-file sbom.json $(BIN)/python
 
 $(TOOLS):
 	$(PYTHON) -m venv $(TOOLS)
 	$(TOOLS)/bin/pip install --quiet --disable-pip-version-check pip-tools==7.6.2 pip-audit==2.10.1 cyclonedx-bom==7.5.0
 
-env: $(STAMP)
+env: $(DEV)
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable .
 	touch $(STAMP)
+
+$(DEV): $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	touch $(DEV)
 
 clean:
 	rm -rf $(VENV) $(TOOLS) sbom.json build src/*.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -11,6 +11,8 @@ import torch
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "benchmarks")]
 
+import torchvision_ops  # noqa: E402, F401 - before anything imports torchvision
+
 
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
