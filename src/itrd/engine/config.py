@@ -24,6 +24,10 @@ _INCIDENTAL = frozenset(
     | {"tensorboard", "data_root", "download", "progress", "profile"}
 )
 
+# Settings that are younger than the first records. Left out of a run's identity while they are at their default, so
+# that the records and run folders from before them stay what they are.
+_YOUNGER: frozenset[str] = frozenset()
+
 
 @dataclass(kw_only=True)
 class RunConfig:
@@ -120,7 +124,10 @@ class RunConfig:
     def identity(self) -> dict[str, Any]:
         """Every setting that decides the result; two runs of equal identity are the same run."""
         values = dataclasses.asdict(self)
-        return {key: value for key, value in values.items() if key not in _INCIDENTAL}
+        absent = {
+            f.name for f in dataclasses.fields(self) if f.name in _YOUNGER and values[f.name] == f.default
+        }
+        return {key: value for key, value in values.items() if key not in _INCIDENTAL | absent}
 
     def run_name(self) -> str:
         """Name of the default run folder."""

@@ -79,11 +79,13 @@ class RunFolder:
         except (OSError, yaml.YAMLError, UnicodeDecodeError):
             raise RunFolderError(f"{self.settings} is damaged; choose another folder with --out") from None
         mine = _plain(self._config.identity())
-        # A setting that is younger than the run had its default.
+        # A setting that one side does not mention has its default there.
         defaults = {f.name: f.default for f in dataclasses.fields(self._config)}
-        different = [key for key in mine if held.get(key, defaults.get(key)) != mine[key]]
+        theirs = {key: held.get(key, default) for key, default in defaults.items()}
+        ours = {key: mine.get(key, default) for key, default in defaults.items()}
+        different = [key for key in defaults if theirs[key] != ours[key]]
         if different:
-            shown = ", ".join(f"{key} {_short(held.get(key))} not {mine[key]!r}" for key in different[:3])
+            shown = ", ".join(f"{key} {_short(theirs[key])} not {ours[key]!r}" for key in different[:3])
             raise RunFolderError(f"{self.path} holds another run ({shown}); choose another folder with --out")
         if not self._config.resume:
             raise RunFolderError(
