@@ -91,6 +91,7 @@ def evaluate(
     device: str = "auto",
     precision: str = "fp32",
     data_root: str = "data",
+    normalisation: str | None = None,
 ) -> dict[str, float]:
     """Accuracy of a network on a test set: ``top1`` and ``top5`` in percent, ``loss``.
 
@@ -100,8 +101,10 @@ def evaluate(
         device: auto, cpu, cuda or cuda:N.
         precision: fp32 or bf16.
         data_root: folder that holds the datasets.
+        normalisation: ``dataset`` or ``imagenet`` (default: the dataset's own, or what a given dataset has).
     """
     dataset = data if isinstance(data, ImageDataset) else load_dataset(data, data_root)
+    dataset = dataset.normalised(normalisation or dataset.normalisation)
     where = resolve_device(device)
     images = DeviceImages(dataset.test, dataset.mean, dataset.std, padding=0, flip=False, device=where)
     return _evaluate(net.to(where), images, precision)

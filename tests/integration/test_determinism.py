@@ -20,8 +20,9 @@ from itrd.engine.checkpoint import read_weights
 from itrd.engine.config import TrainConfig
 from itrd.engine.run import prepare_train
 from itrd.engine.state import generators, restore_generators, seed_generators
+from itrd.engine.step import Stepper
 from itrd.engine.task import StepOutput
-from itrd.engine.trainer import Interrupted, Trainer
+from itrd.engine.trainer import Interrupted
 from itrd.errors import UserError
 
 
@@ -55,14 +56,14 @@ def test_seeds_and_states_of_all_generators() -> None:
 
 def noisy(patch: pytest.MonkeyPatch) -> None:
     """Make the loss depend on all three generators, as a method of somebody else's may."""
-    original = Trainer._forward
+    original = Stepper.forward
 
     def forward(*arguments: Any) -> StepOutput:
         output = original(*arguments)
         noise = sum(drawn())
         return output._replace(loss=output.loss * noise, terms={**output.terms, "noise": torch.tensor(noise)})
 
-    patch.setattr(Trainer, "_forward", forward)
+    patch.setattr(Stepper, "forward", forward)
 
 
 @pytest.mark.parametrize("steps", [2, 4, 6])
@@ -138,7 +139,7 @@ def test_what_cannot_be_deterministic_is_an_error(
             "adaptive_avg_pool2d_backward_cuda does not have a deterministic implementation, but ..."
         )
 
-    monkeypatch.setattr(Trainer, "_forward", refuse)
+    monkeypatch.setattr(Stepper, "forward", refuse)
     settings = {**tiny, "model": "resnet8", "data": "digits", "progress": False, "out": ""}
     with (
         prepare_train(TrainConfig(**settings, deterministic=True)) as trainer,

@@ -12,11 +12,13 @@ import torch
 from torch import Tensor
 
 from itrd.cli import main
+from itrd.data.source import Drawn
 from itrd.engine import trainer as engine
 from itrd.engine.checkpoint import load_state
 from itrd.engine.config import TrainConfig
 from itrd.engine.nonfinite import StepGuard
 from itrd.engine.run import prepare_train
+from itrd.engine.step import Stepper
 from itrd.engine.task import DistillTask, StepOutput
 from itrd.engine.trainer import Interrupted, Trainer
 from itrd.errors import TrainingError
@@ -28,25 +30,25 @@ class Break:
 
     def __init__(self, patch: pytest.MonkeyPatch, steps: set[int], how: str) -> None:
         self.steps, self.how, self.count = steps, how, 0
-        original = engine.Trainer._forward
+        original = Stepper.forward
 
-        def forward(trainer: Trainer, stage: Any, batch: Batch, views: Tensor, teacher: Any) -> StepOutput:
+        def forward(stepper: Stepper, drawn: Drawn, batch: Batch, teacher: Any) -> StepOutput:
             self.count += 1
             if self.count not in self.steps:
-                return original(trainer, stage, batch, views, teacher)
-            return self.spoiled(trainer, lambda: original(trainer, stage, batch, views, teacher))
+                return original(stepper, drawn, batch, teacher)
+            return self.spoiled(stepper, lambda: original(stepper, drawn, batch, teacher))
 
-        patch.setattr(engine.Trainer, "_forward", forward)
+        patch.setattr(Stepper, "forward", forward)
 
-    def spoiled(self, trainer: Trainer, forward: Any) -> StepOutput:
+    def spoiled(self, stepper: Stepper, forward: Any) -> StepOutput:
         if self.how == "layer":
 
             def nan(module: Any, inputs: Any, output: Tensor) -> Tensor:
                 self.count -= self.count > max(self.steps)  # the diagnosis comes by once more
                 return output * math.nan
 
-            handle = trainer.task.student.layer2[0].conv1.register_forward_hook(nan)
-            if trainer.config.on_nonfinite == "skip":
+            handle = stepper.guard.task.student.layer2[0].conv1.register_forward_hook(nan)
+            if stepper.guard.skip:
                 output = forward()
                 handle.remove()
                 return output
@@ -261,5 +263,6 @@ def test_it_waits_for_the_device_only_now_and_then(
             optimizer.zero_grad()
             output.loss.backward()
             read.clear()
-            each.update(output, optimizer, number, lambda output=output: output)
+            each.update(output, optimizer, lambda output=output: output)
+            each.look(number)
             assert len(read) == (1 if each is guard and number % 4 == 3 else 0), read

@@ -229,7 +229,7 @@ class Runner:
     def _dataset(self, cell: Cell) -> ImageDataset:
         """The cell's data, read once for all cells."""
         config = self._config(cell)
-        key = (config.data, config.train_subset, config.test_subset)
+        key = (config.data, config.train_subset, config.test_subset, config.normalisation)
         if key not in self._data:
             self._data = {key: get_data(config.resolved())}
         return self._data[key]

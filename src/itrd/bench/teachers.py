@@ -48,6 +48,7 @@ def publish(
         "arch": network.arch,
         "num_classes": network.num_classes,
         "data": network.data,
+        **({"normalisation": data.normalisation} if data.normalisation != "dataset" else {}),
         "track": track.name,
         "seed": cell.seed,
         "last": result["last"]["test"],

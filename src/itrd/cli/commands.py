@@ -29,6 +29,7 @@ def measure(
     download: bool = False,
     device: str = "auto",
     precision: Literal["fp32", "bf16"] = "fp32",
+    normalisation: Literal["dataset", "imagenet"] | None = None,
 ) -> None:
     """Measure a trained network's accuracy on the test set.
 
@@ -39,6 +40,7 @@ def measure(
         download: fetch the dataset first if it is not there.
         device: auto, cpu, cuda or cuda:N.
         precision: fp32, or bf16 automatic mixed precision.
+        normalisation: mean and deviation of the pixels: the dataset's own, or imagenet (default: what the file says).
     """
     from itrd.api import evaluate
     from itrd.data import load_dataset
@@ -48,7 +50,13 @@ def measure(
     network = load_network(model)
     dataset = load_dataset(data or data_of(network), data_root, download=download)
     check_classes(network, dataset)
-    found = evaluate(network.net, dataset, device=device, precision=precision)
+    found = evaluate(
+        network.net,
+        dataset,
+        device=device,
+        precision=precision,
+        normalisation=normalisation or network.normalisation,
+    )
     print(
         f"{network.arch} ({network.source}) on {dataset.name}, {len(dataset.test)} test images: "
         f"top-1 {found['top1']:.2f}%, top-5 {found['top5']:.2f}%, loss {found['loss']:.4f}"

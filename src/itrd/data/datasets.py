@@ -60,6 +60,7 @@ class ImageDataset:
 
     ``mean`` and ``std`` are per channel, for pixels scaled to [0, 1]. ``padding`` (pixels on every
     side, before a random crop) and ``flip`` say what augmentation the dataset is trained with.
+    ``normalisation`` says whose ``mean`` and ``std`` they are: the dataset's own, or ImageNet's.
     """
 
     name: str
@@ -71,6 +72,7 @@ class ImageDataset:
     std: tuple[float, ...]
     padding: int
     flip: bool
+    normalisation: str = "dataset"
 
     @cached_property
     def fingerprint(self) -> str:
@@ -81,6 +83,21 @@ class ImageDataset:
             digest.update(split.images.data)
             digest.update(split.labels.astype("<i8").tobytes())  # same bytes on every machine
         return digest.hexdigest()
+
+    def normalised(self, normalisation: str) -> ImageDataset:
+        """Return the dataset with the mean and deviation of ``dataset`` (its own) or ``imagenet``.
+
+        Raises:
+            DataError: no such normalisation, not for these images, or the dataset's own are gone already.
+        """
+        if normalisation == self.normalisation:
+            return self
+        if normalisation != "imagenet" or len(self.mean) != len(_IMAGENET_MEAN):
+            raise DataError(
+                f"{self.name} (normalisation {self.normalisation}) cannot have the normalisation {normalisation}; "
+                "load it anew, and choose dataset, or, for images of three channels, imagenet"
+            )
+        return replace(self, mean=_IMAGENET_MEAN, std=_IMAGENET_STD, normalisation=normalisation)
 
     def subset(self, train: int | None = None, test: int | None = None, seed: int = 0) -> ImageDataset:
         """Return the dataset with ``train`` and ``test`` images left in its splits (None: all).
@@ -122,6 +139,10 @@ class ImageDataset:
         chosen = np.sort(np.lexsort((split.labels, rank))[:size])  # round robin over the classes
         return Split(np.ascontiguousarray(split.images[chosen]), split.labels[chosen])
 
+
+# Of ImageNet's training images, red, green, blue; as torchvision's models use them.
+_IMAGENET_MEAN = (0.485, 0.456, 0.406)
+_IMAGENET_STD = (0.229, 0.224, 0.225)
 
 _KRIZHEVSKY = (
     "A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images, technical report, "

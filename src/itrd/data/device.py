@@ -6,13 +6,14 @@ the device, so that a batch can be recorded in a CUDA graph.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from itrd.data.datasets import Split
-from itrd.data.plan import center_view
+from itrd.data.plan import EpochPlan, center_view
+from itrd.data.source import Drawn
 
 
 class DeviceImages:
@@ -107,9 +108,20 @@ class DeviceImages:
         middle = self._side // 2
         return self._normalised(self._crops[:, middle, middle][indices])
 
-    def targets(self, indices: Tensor) -> Tensor:
-        """Return the labels of images: int64 (B,)."""
-        return self.labels[indices]
+    @property
+    def resident(self) -> bool:
+        """Always: batches are made on the device."""
+        return True
+
+    def draw(self, plan: EpochPlan, start: int = 0) -> Iterator[Drawn]:
+        """Yield an epoch's batches as indices and views, from batch ``start``; one copy for the whole epoch."""
+        for number, (indices, views) in enumerate(plan.to(self.device)):
+            if number >= start:
+                yield Drawn(indices, views)
+
+    def images(self, drawn: Drawn) -> Tensor:
+        """Return a drawn batch's images, see :meth:`batch`."""
+        return self.batch(drawn.indices, drawn.views)
 
     def _normalised(self, pixels: Tensor) -> Tensor:
         values = pixels.to(torch.float32, memory_format=self._format)

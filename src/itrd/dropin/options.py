@@ -16,7 +16,7 @@ from typing import NoReturn
 
 from itrd.engine.config import SLOW_LEARNERS
 from itrd.methods import list_methods
-from itrd.models import list_models
+from itrd.models import BENCHMARK_MODELS
 
 STUDENT_SCRIPT = "train_student.py"
 TEACHER_SCRIPT = "train_teacher.py"
@@ -83,7 +83,7 @@ def itrd_options(argv: Sequence[str]) -> argparse.Namespace:
     own = _own_parser(STUDENT_SCRIPT, distill=True)
     parser = _parser(STUDENT_SCRIPT, "ITRD's train_student.py", own)
     _add_common(parser)
-    _add_student(parser, list_models() + _ITRD_EXTRA_MODELS)
+    _add_student(parser, [*BENCHMARK_MODELS, *_ITRD_EXTRA_MODELS])
     parser.add_argument("--path_s", help="accepted, not used")
     parser.add_argument("--kd_T", type=float, default=4.0, help="accepted, not used")
     parser.add_argument("--lambda_corr", type=float, default=2.0, help="weight of the correlation term")
@@ -103,7 +103,7 @@ def repdistiller_options(argv: Sequence[str]) -> argparse.Namespace:
     own = _own_parser(STUDENT_SCRIPT)
     parser = _parser(STUDENT_SCRIPT, "RepDistiller's train_student.py", own)
     _add_common(parser)
-    _add_student(parser, list_models())
+    _add_student(parser, [*BENCHMARK_MODELS])
     later = [name for name in list_methods() if name not in (*_DISTILL, "none", "itrd")]
     parser.add_argument("--distill", default="kd", choices=[*_DISTILL, *later], help="method")
     parser.add_argument("-a", "--alpha", type=float, help="weight of KD; required")
@@ -128,7 +128,7 @@ def teacher_options(argv: Sequence[str]) -> argparse.Namespace:
     own = _own_parser(TEACHER_SCRIPT)
     parser = _parser(TEACHER_SCRIPT, "RepDistiller's train_teacher.py", own)
     _add_common(parser)
-    parser.add_argument("--model", default="resnet110", choices=list_models(), help="network to train")
+    parser.add_argument("--model", default="resnet110", choices=BENCHMARK_MODELS, help="network to train")
     parser.add_argument("-t", "--trial", type=int, default=0, help="number of this repetition")
     opt = _parse(parser, own, argv)
     _derive(parser, opt, opt.model)

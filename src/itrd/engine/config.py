@@ -6,6 +6,7 @@ Defaults are the CIFAR-100 protocol that the published tables share (240 epochs,
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any, Literal, get_type_hints
 
@@ -20,13 +21,13 @@ SLOW_LEARNERS = ("MobileNetV2", "ShuffleV1", "ShuffleV2")
 
 # Settings that say where and how a run executes, not what it computes.
 _INCIDENTAL = frozenset(
-    {"teacher_table", "out", "resume", "device", "deterministic", "on_nonfinite"}
+    {"teacher_table", "out", "resume", "device", "deterministic", "on_nonfinite", "capture"}
     | {"tensorboard", "data_root", "download", "progress", "profile"}
 )
 
 # Settings that are younger than the first records. Left out of a run's identity while they are at their default, so
 # that the records and run folders from before them stay what they are.
-_YOUNGER: frozenset[str] = frozenset()
+_YOUNGER = frozenset({"schedule", "warmup_epochs", "normalisation"})
 
 
 @dataclass(kw_only=True)
@@ -40,8 +41,11 @@ class RunConfig:
         train_subset: train on this many images, the same number of each class (default: all).
         test_subset: test on this many images, the same number of each class (default: all).
         epochs: passes over the training set.
+        normalisation: mean and deviation of the pixels that images are normalised with: the dataset's own, or imagenet.
         batch_size: images per step; the last, smaller batch of an epoch is kept.
         learning_rate: initial rate (default: 0.05; 0.01 for MobileNetV2, ShuffleV1 and ShuffleV2).
+        schedule: step, which multiplies the rate by lr_decay at milestones; or cosine, which takes it down to zero.
+        warmup_epochs: epochs over which the rate first rises in equal steps, up to the initial rate in the last.
         milestones: epochs after which the rate is multiplied by lr_decay (default: 5/8, 6/8 and 7/8 of the
             epochs, which for 240 are the protocol's [150,180,210]).
         lr_decay: factor applied at each milestone.
@@ -53,6 +57,7 @@ class RunConfig:
         precision: fp32, or bf16 automatic mixed precision.
         deterministic: equal bits from run to run on the same machine, also on a GPU, at the price of speed.
         on_nonfinite: what a loss or gradient that is not finite does: stop the run, or skip the step and count it.
+        capture: on a GPU, record the training step once as a CUDA graph and replay it.
         channels_last: keep images and weights in channels-last order, which is faster on most hardware.
         out: run folder (default: runs/ followed by a name made from the settings).
         resume: continue the run that this folder holds.
@@ -66,9 +71,12 @@ class RunConfig:
     download: bool = False
     train_subset: int | None = None
     test_subset: int | None = None
+    normalisation: Literal["dataset", "imagenet"] = "dataset"
     epochs: int = PROTOCOL_EPOCHS
     batch_size: int = 64
     learning_rate: float | None = None
+    schedule: Literal["step", "cosine"] = "step"
+    warmup_epochs: int = 0
     milestones: list[int] | None = None
     lr_decay: float = 0.1
     momentum: float = 0.9
@@ -79,6 +87,7 @@ class RunConfig:
     precision: Literal["fp32", "bf16"] = "fp32"
     deterministic: bool = False
     on_nonfinite: Literal["stop", "skip"] = "stop"
+    capture: bool = True
     channels_last: bool = True
     out: str | None = None
     resume: bool = False
@@ -102,6 +111,12 @@ class RunConfig:
             raise UserError("nesterov needs a momentum above 0")
         if self.milestones is not None and sorted(set(self.milestones)) != list(self.milestones):
             raise UserError(f"milestones must increase, got {self.milestones}")
+        if self.milestones is not None and self.schedule != "step":
+            raise UserError(f"the {self.schedule} schedule has no milestones; leave them out, or choose step")
+        if not 0 <= self.warmup_epochs < max(self.epochs, 1):
+            raise UserError(
+                f"warmup_epochs must be between 0 and epochs - 1, got {self.warmup_epochs} of {self.epochs}"
+            )
 
     @property
     def trained_model(self) -> str:
@@ -114,7 +129,7 @@ class RunConfig:
         if rate is None:
             rate = 0.01 if self.trained_model in SLOW_LEARNERS else 0.05
         milestones = self.milestones
-        if milestones is None:
+        if milestones is None and self.schedule == "step":
             scaled = (round(self.epochs * m / PROTOCOL_EPOCHS) for m in PROTOCOL_MILESTONES)
             milestones = sorted({m for m in scaled if m >= 1})
         return dataclasses.replace(
@@ -154,7 +169,7 @@ class RunConfig:
 # What the published schedule fixes; anything else here makes a run another track.
 _SCHEDULE = (
     *("train_subset", "test_subset", "epochs", "batch_size", "learning_rate", "milestones", "lr_decay"),
-    *("momentum", "weight_decay", "nesterov"),
+    *("momentum", "weight_decay", "nesterov", "schedule", "warmup_epochs", "normalisation"),
 )
 
 
@@ -222,3 +237,27 @@ def _tidy(text: str) -> str:
 def milestone_rate(base: float, decay: float, milestones: list[int], epoch: int) -> float:
     """Learning rate of an epoch counted from 1: base * decay^(number of milestones before it)."""
     return base * decay ** sum(milestone < epoch for milestone in milestones)
+
+
+def cosine_rate(base: float, start: int, epochs: int, epoch: int) -> float:
+    """Learning rate of an epoch counted from 1: base at ``start``, zero at ``epochs + 1``, which is never trained.
+
+    ``base / 2 (1 + cos(pi (n - start) / (epochs + 1 - start)))`` for epoch n.
+    """
+    return base / 2 * (1 + math.cos(math.pi * (epoch - start) / (epochs + 1 - start)))
+
+
+def rate_of(config: RunConfig, epoch: int) -> float:
+    """Learning rate of an epoch of the main stage, counted from 1; ``config`` is resolved.
+
+    With W > 0 warm-up epochs, n / W of the schedule's rate in epoch n <= W. Cosine begins in epoch W, at the initial
+    rate.
+    """
+    base, warmup = config.learning_rate, config.warmup_epochs
+    assert base is not None
+    if config.schedule == "cosine":
+        rate = base if epoch < warmup else cosine_rate(base, max(warmup, 1), config.epochs, epoch)
+    else:
+        assert config.milestones is not None
+        rate = milestone_rate(base, config.lr_decay, config.milestones, epoch)
+    return rate * min(1, epoch / warmup) if warmup else rate

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -62,3 +63,12 @@ def fast_precision(device: torch.device) -> str:
             if probe is not None and probe():
                 return "bf16"
     return "fp32"
+
+
+def stream_of_its_own(device: torch.device) -> Callable[[], AbstractContextManager[object]]:
+    """Return what enters a stream for one run: runs side by side overlap, and only such a stream can be captured."""
+    if device.type != "cuda":
+        return nullcontext
+    stream = torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))  # what was prepared so far
+    return lambda: torch.cuda.stream(stream)

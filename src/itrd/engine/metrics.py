@@ -15,35 +15,62 @@ def correct_at(logits: Tensor, labels: Tensor, k: int) -> Tensor:
 
 
 class Meter:
-    """Sample-weighted means of named scalars, accumulated without reading the device.
+    """Sample-weighted means of named scalars, accumulated in place without reading the device.
+
+    The host counts samples by itself, so that a captured step, which the host does not see, may do the sums.
 
     Attributes:
         count: samples gone through, those of skipped steps included.
     """
 
     def __init__(self) -> None:
-        self._sums: dict[str, Tensor] = {}
-        self._skipped: Tensor | None = None  # samples, steps
+        self._names: list[str] = []
+        self._sums: Tensor | None = None  # float64 (names,)
+        self._skipped: Tensor | None = None  # int64 (2,): samples, steps
         self.count = 0
 
-    def add(self, values: Mapping[str, Tensor], n: int, taken: Tensor | None = None) -> None:
-        """Add batch means of n samples each; if ``taken`` is given and False, count the step as skipped."""
-        for name, value in values.items():
-            weighted = value.detach().double() * n
-            if taken is not None:
-                weighted = torch.where(taken, weighted, 0.0)
-            self._sums[name] = self._sums[name] + weighted if name in self._sums else weighted
-        if taken is not None:
-            skipped = torch.stack([torch.where(taken, 0, n), torch.where(taken, 0, 1)])
-            self._skipped = skipped if self._skipped is None else self._skipped + skipped
+    def reset(self) -> None:
+        """Begin again with the same names and the same tensors."""
+        for tensor in (self._sums, self._skipped):
+            if tensor is not None:
+                tensor.zero_()
+        self.count = 0
+
+    def add(self, values: Mapping[str, Tensor], n: int) -> None:
+        """Sum up and count batch means of n samples each."""
+        self.sum_up(values, n)
         self.count += n
+
+    def sum_up(self, values: Mapping[str, Tensor], n: int, taken: Tensor | None = None) -> None:
+        """Add batch means of n samples each, which the caller counts.
+
+        If ``taken`` is given and False, the step is summed up as skipped.
+        """
+        self._prepare(list(values), next(iter(values.values())).device, taken is not None)
+        assert self._sums is not None
+        weighted = _stacked(list(values.values())) * n
+        if taken is not None:
+            assert self._skipped is not None
+            weighted = torch.where(taken, weighted, 0.0)
+            self._skipped[0].add_(torch.where(taken, 0, n))
+            self._skipped[1].add_(torch.where(taken, 0, 1))
+        self._sums.add_(weighted)
+
+    def _prepare(self, names: list[str], device: torch.device, skips: bool) -> None:
+        if self._sums is None:
+            self._names = names
+            self._sums = torch.zeros(len(names), dtype=torch.float64, device=device)
+        elif names != self._names:
+            raise ValueError(f"terms {names} after terms {self._names}")
+        if skips and self._skipped is None:
+            self._skipped = torch.zeros(2, dtype=torch.int64, device=device)
 
     def read(self) -> dict[str, float]:
         """Means so far over the steps that were taken; one transfer from the device."""
-        if not self._sums:
+        if self._sums is None:
             return {}
-        values = torch.stack(list(self._sums.values())).div(self.count - self._skips()[0]).tolist()
-        return dict(zip(self._sums, values, strict=True))
+        values = self._sums.div(self.count - self._skips()[0]).tolist()
+        return dict(zip(self._names, values, strict=True))
 
     @property
     def skipped(self) -> int:
@@ -55,18 +82,28 @@ class Meter:
 
     def state_dict(self) -> dict[str, object]:
         """Sums and counts."""
+        sums = [] if self._sums is None else self._sums.cpu().unbind()
         return {
-            "sums": {name: value.cpu() for name, value in self._sums.items()},
+            "sums": dict(zip(self._names, sums, strict=True)) if self.count else {},
             "count": self.count,
             "skipped": self._skips(),
         }
 
     def load_state_dict(self, state: dict, device: torch.device) -> None:
         """Continue from saved sums."""
-        self._sums = {name: value.to(device) for name, value in state["sums"].items()}
+        sums: dict[str, Tensor] = state["sums"]
+        self._names = list(sums)
+        self._sums = torch.stack([value.to(device) for value in sums.values()]) if sums else None
         self.count = state["count"]
         skipped = state.get("skipped", [0, 0])
         self._skipped = torch.tensor(skipped, device=device) if any(skipped) else None
+
+
+def _stacked(scalars: list[Tensor]) -> Tensor:
+    """Scalars of any floating types as one float64 vector, in few kernels where the types are equal."""
+    if len({scalar.dtype for scalar in scalars}) == 1:
+        return torch.stack([scalar.detach() for scalar in scalars]).double()
+    return torch.stack([scalar.detach().double() for scalar in scalars])
 
 
 def accuracies(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:

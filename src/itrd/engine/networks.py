@@ -11,7 +11,7 @@ from itrd.engine import zoo
 from itrd.engine.checkpoint import classes_in, load_into, read_weights
 from itrd.engine.files import sha256_of
 from itrd.errors import CheckpointError, UserError
-from itrd.models import create_model, list_models
+from itrd.models import BENCHMARK_MODELS, create_model, list_models
 
 PUBLISHED = "save/models/{name}_vanilla/ckpt_epoch_240.pth"
 
@@ -27,6 +27,7 @@ class TrainedNetwork:
         source: file, or ``"given"`` for a module passed in Python.
         sha256: checksum of the file.
         data: name of the dataset it was trained on, where the file tells.
+        normalisation: of the images it was trained on, ``dataset`` or ``imagenet``; None where that is not known.
     """
 
     net: nn.Module
@@ -35,6 +36,7 @@ class TrainedNetwork:
     source: str
     sha256: str | None
     data: str | None
+    normalisation: str | None = None
 
 
 def load_network(spec: str) -> TrainedNetwork:
@@ -56,10 +58,11 @@ def load_network(spec: str) -> TrainedNetwork:
     elif spec in list_models():
         arch, path = spec, Path(PUBLISHED.format(name=spec))
         if not path.is_file():
+            published = "fetch the published ones with `sh scripts/fetch_pretrained_teachers.sh`, "
             raise CheckpointError(
                 f"no weights for {spec}: neither {zoo.ZOO / spec}.safetensors nor {path} exists; "
-                "fetch the published ones with `sh scripts/fetch_pretrained_teachers.sh`, "
-                f"train it with `itrd train --model {spec}`, or give a run folder"
+                f"{published if spec in BENCHMARK_MODELS else ''}train it with `itrd train --model {spec}`, "
+                "or give a run folder"
             )
     else:
         arch, path = "", Path(spec)
@@ -79,7 +82,10 @@ def load_network(spec: str) -> TrainedNetwork:
     num_classes = classes_in(state) or 100
     net = create_model(arch, num_classes)
     load_into(net, state, str(path))
-    return TrainedNetwork(net.eval(), arch, num_classes, str(path), sha256_of(path), metadata.get("data"))
+    # Ours say so unless it is the dataset's; .pth files and those of others say nothing at all.
+    normalisation = metadata.get("normalisation", "dataset" if "data" in metadata else None)
+    data = metadata.get("data")
+    return TrainedNetwork(net.eval(), arch, num_classes, str(path), sha256_of(path), data, normalisation)
 
 
 def architecture_from_path(path: str | Path) -> str | None:

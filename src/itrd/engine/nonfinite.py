@@ -29,26 +29,37 @@ class StepGuard:
     """
 
     def __init__(self, task: DistillTask, *, skip: bool, immediate: bool) -> None:
-        self._task = task
-        self._skip = skip
+        self.task = task
+        self.skip = skip
         self._immediate = immediate
         self._kept: list[tuple[Tensor, Tensor]] = []
         self._momenta: dict[Tensor, Tensor] = {}
-        self.start_epoch("epoch 1")
-
-    def start_epoch(self, name: str) -> None:
-        """Forget the verdicts of the epoch before; ``name`` is what errors call this one."""
-        self._epoch = name
-        self._first: Tensor | None = None  # number of the first bad step, -1: none
-        self._verdicts: Tensor | None = None  # of that step: which terms, then which gradients, were finite
+        # Verdicts, on the device and changed in place, so that a captured step goes on with them.
         self._terms: list[str] = []
         self._judged: list[nn.Parameter] = []
+        self._step: Tensor | None = None  # number of the step that is judged next
+        self._first: Tensor | None = None  # number of the first bad step, -1: none
+        self._verdicts: Tensor | None = None  # of that step: which terms, then which gradients, were finite
+        self.start_epoch("epoch 1")
+
+    def start_epoch(self, name: str, step: int = 0) -> None:
+        """Forget the verdicts of the epoch before.
+
+        Args:
+            name: what errors call this epoch.
+            step: number of its step that comes next.
+        """
+        self._epoch = name
+        self._start = step
+        if self._step is not None and self._first is not None:
+            self._step.fill_(step)
+            self._first.fill_(-1)
 
     def remember(self, optimizer: torch.optim.Optimizer) -> None:
         """Keep what a bad step would spoil; call before the step's forward pass."""
-        if not self._skip:
+        if not self.skip:
             return
-        tensors = list(self._task.buffers())  # running statistics and memories change in the forward pass
+        tensors = list(self.task.buffers())  # running statistics and memories change in the forward pass
         if not self._immediate:
             tensors += _trained(optimizer)
             state: dict[Any, Any] = optimizer.state
@@ -61,7 +72,6 @@ class StepGuard:
         self,
         output: StepOutput,
         optimizer: torch.optim.Optimizer,
-        step: int,
         again: Callable[[], StepOutput],
     ) -> Tensor | None:
         """Take the optimiser's step if everything is finite.
@@ -69,7 +79,6 @@ class StepGuard:
         Args:
             output: of the step; its gradients are computed.
             optimizer: of the stage.
-            step: its number in the epoch, from 0.
             again: computes the step's forward pass once more, for the diagnosis.
 
         Returns:
@@ -79,21 +88,30 @@ class StepGuard:
             TrainingError: something is not finite, and such steps are not to be skipped.
         """
         if self._immediate:
-            if _surely_finite(output, optimizer) or bool(self._judge(output, optimizer, step)):
+            if _surely_finite(output, optimizer) or bool(self._judge(output, optimizer)):
+                self._start += 1
                 optimizer.step()
                 return None
-            if not self._skip:
-                raise TrainingError(self._message(_first_module(self._task, again)))
+            if not self.skip:
+                raise TrainingError(self._message(_first_module(self.task, again)))
+            self._start += 1
             self._undo(optimizer, torch.tensor(False))
             return torch.tensor(False)
-        good = self._judge(output, optimizer, step)
+        good = self._judge(output, optimizer)
         optimizer.step()
-        if self._skip:
-            self._undo(optimizer, good)
-            return good
-        if step % READ_EVERY == READ_EVERY - 1:
+        if not self.skip:
+            return None
+        self._undo(optimizer, good)
+        return good
+
+    def look(self, step: int) -> None:
+        """Look at the verdicts if enough steps have gone by; call after every step with its number, from 0.
+
+        Raises:
+            TrainingError: a step was bad, and such steps are not to be skipped.
+        """
+        if not self._immediate and step % READ_EVERY == READ_EVERY - 1:
             self.settle()
-        return None
 
     def settle(self) -> None:
         """Wait for the device and look at the verdicts; call before anything is saved.
@@ -101,10 +119,10 @@ class StepGuard:
         Raises:
             TrainingError: a step was bad, and such steps are not to be skipped.
         """
-        if not self._skip and self._first is not None and int(self._first) >= 0:
+        if not self.skip and self._first is not None and int(self._first) >= 0:
             raise TrainingError(self._message(None))
 
-    def _judge(self, output: StepOutput, optimizer: torch.optim.Optimizer, step: int) -> Tensor:
+    def _judge(self, output: StepOutput, optimizer: torch.optim.Optimizer) -> Tensor:
         """Judge a step on its device, without waiting; keep the first bad verdict; return whether it is good."""
         self._terms = list(output.terms)
         self._judged = [p for p in _trained(optimizer) if p.grad is not None]
@@ -113,12 +131,17 @@ class StepGuard:
         gradients = torch.stack(torch._foreach_norm(_gradients(optimizer), math.inf)).isfinite()
         finite = torch.cat([terms, gradients])
         good = finite.all()
-        if self._first is None or self._verdicts is None:
-            self._first, self._verdicts = torch.where(good, -1, step), finite
-        else:
-            new = ~good & (self._first < 0)
-            self._first = torch.where(new, step, self._first)
-            self._verdicts = torch.where(new, finite, self._verdicts)
+        if self._verdicts is None or self._verdicts.shape != finite.shape:  # the first step of a stage
+            self._verdicts = torch.ones_like(finite)
+        if self._step is None or self._first is None:
+            self._step = torch.full((), self._start, device=good.device)
+            self._first = torch.full((), -1, device=good.device)
+        elif self._immediate:
+            self._step.fill_(self._start)
+        new = ~good & (self._first < 0)
+        self._first.copy_(torch.where(new, self._step, self._first))
+        self._verdicts.copy_(torch.where(new, finite, self._verdicts))
+        self._step.add_(1)
         return good
 
     def _undo(self, optimizer: torch.optim.Optimizer, good: Tensor) -> None:
@@ -139,7 +162,7 @@ class StepGuard:
         verdicts = self._verdicts.tolist()
         terms = [name for name, fine in zip(self._terms, verdicts, strict=False) if not fine]
         spoiled = [p for p, fine in zip(self._judged, verdicts[len(self._terms) :], strict=True) if not fine]
-        names = {parameter: name for name, parameter in self._task.named_parameters()}
+        names = {parameter: name for name, parameter in self.task.named_parameters()}
         what = f"{self._epoch}, step {int(self._first) + 1}: "
         if terms:
             own = [name for name in terms if name != "loss"] or terms

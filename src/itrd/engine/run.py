@@ -36,11 +36,14 @@ def build_student(name: str, num_classes: int, seed: int) -> nn.Module:
     return create_model(name, num_classes)
 
 
-def get_data(config: RunConfig) -> ImageDataset:
-    """Load the dataset that the settings name, cut to the subsets they ask for."""
-    assert config.data is not None
-    data = load_dataset(config.data, config.data_root, download=config.download)
-    return data.subset(config.train_subset, config.test_subset)
+def get_data(config: RunConfig, given: ImageDataset | None = None) -> ImageDataset:
+    """Normalise a dataset as the settings ask for: the given one, or the one they name, cut to their subsets."""
+    data = given
+    if data is None:
+        assert config.data is not None
+        data = load_dataset(config.data, config.data_root, download=config.download)
+        data = data.subset(config.train_subset, config.test_subset)
+    return data.normalised(config.normalisation)
 
 
 @contextmanager
@@ -63,7 +66,7 @@ def prepare_train(
         with torch.device("meta"):  # a wrong name is refused before the data is read
             create_model(resolved.model)
     folder = _folder(resolved)
-    data = data or get_data(resolved)
+    data = get_data(resolved, data)
     student = model or build_student(resolved.model, data.num_classes, resolved.seed)
     task = DistillTask(student, None, create_objective("none"))
     _bind(folder, data)
@@ -98,8 +101,9 @@ def prepare_distill(
     assert isinstance(resolved, DistillConfig)
     resolve_device(resolved.device)
     folder = _folder(resolved)
-    data = data or get_data(resolved)
+    data = get_data(resolved, data)
     check_classes(teacher, data)
+    check_normalisation(teacher, data)
     if student is teacher.net:
         raise UserError("teacher and student are the same module; give the student a module of its own")
     student_net = student or build_student(resolved.student, data.num_classes, resolved.seed)
@@ -180,4 +184,17 @@ def check_classes(network: TrainedNetwork, data: ImageDataset) -> None:
         raise UserError(
             f"{network.source} has {network.num_classes} classes and {data.name} has {data.num_classes}; "
             "choose a network trained on this dataset, or another --data"
+        )
+
+
+def check_normalisation(network: TrainedNetwork, data: ImageDataset) -> None:
+    """Refuse a network that was trained on images normalised otherwise.
+
+    Raises:
+        UserError: they differ.
+    """
+    if network.normalisation not in (None, data.normalisation):
+        raise UserError(
+            f"{network.source} was trained on images normalised with the {network.normalisation} mean and deviation; "
+            f"add --normalisation {network.normalisation}, or choose another network"
         )

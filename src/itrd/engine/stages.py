@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from itrd.engine.config import RunConfig, milestone_rate
+from itrd.engine.config import RunConfig, rate_of
 from itrd.engine.task import DistillTask, StepOutput
 from itrd.methods.base import Batch, FirstStage, Method
 from itrd.models.base import Outputs
@@ -57,13 +57,10 @@ def _main(task: DistillTask, config: RunConfig) -> Stage:
         task.train()
         return [p for p in task.parameters() if p.requires_grad]
 
-    base, milestones = config.learning_rate, config.milestones
-    assert base is not None
-    assert milestones is not None
     return Stage(
         MAIN,
         config.epochs,
-        lambda epoch: milestone_rate(base, config.lr_decay, milestones, epoch),
+        lambda epoch: rate_of(config, epoch),
         begin,
         task,
     )

@@ -14,6 +14,7 @@ from itrd.data.datasets import ImageDataset
 from itrd.engine.checkpoint import load_state, save_state, save_weights
 from itrd.engine.folder import RunFolder
 from itrd.engine.metrics import Meter
+from itrd.engine.optimizer import load_optimizer
 from itrd.engine.record import Epoch
 from itrd.errors import CheckpointError
 
@@ -32,12 +33,13 @@ class Position:
         self._device = device
         self.stage = 0
         self.epoch = 1
+        self.meter = Meter()
         self._start_epoch()
 
     def _start_epoch(self) -> None:
         self.step = 0
         self.seconds = 0.0
-        self.meter = Meter()
+        self.meter.reset()
 
     def next_epoch(self) -> None:
         """Go to the beginning of the next epoch."""
@@ -48,6 +50,7 @@ class Position:
         """Go to the beginning of the next stage."""
         self.stage += 1
         self.epoch = 1
+        self.meter = Meter()  # other terms
         self._start_epoch()
 
     def __str__(self) -> str:
@@ -157,11 +160,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, state: Any, folder: RunF
         CheckpointError: it is one of other parameters.
     """
     try:
-        optimizer.load_state_dict(state)
-        for parameter, own in optimizer.state.items():
-            momentum = own.get("momentum_buffer")
-            if momentum is not None and momentum.shape != parameter.shape:
-                raise ValueError("momentum of another shape")
+        load_optimizer(optimizer, state)
     except MISFITS as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise CheckpointError(f"{folder.checkpoint} does not fit this run: {reason}") from None
@@ -176,5 +175,6 @@ def save_student(folder: RunFolder, which: str, student: nn.Module, data: ImageD
         "epoch": str(at.epoch),
         "which": which,
         "top1": f"{at.test['top1']:.4f}",
+        **({"normalisation": data.normalisation} if data.normalisation != "dataset" else {}),
     }
     save_weights(folder.path / f"{which}.safetensors", student, metadata)

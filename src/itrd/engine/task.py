@@ -12,7 +12,7 @@ from itrd.engine.fold import fold_batch_norms
 from itrd.methods.base import Batch, FirstStage, Method, Setup
 from itrd.methods.objective import Objective
 from itrd.models.base import FeatureNet, Outputs
-from itrd.models.observe import Observer, observer
+from itrd.models.observe import Observer, logits_of, observer
 
 
 class StepOutput(NamedTuple):
@@ -80,6 +80,19 @@ class DistillTask(nn.Module):
         if self._fold_teacher and isinstance(self.teacher, FeatureNet):
             self._observe_teacher = fold_batch_norms(self.teacher, images).observe
 
+    def start_epoch(self, epoch: int, epochs: int) -> None:
+        """Tell the objective, and the student's modules that follow a schedule, which epoch of the main stage begins.
+
+        Args:
+            epoch: counted from 1.
+            epochs: of the whole stage.
+        """
+        self.objective.start_epoch(epoch)
+        for module in self.student.modules():
+            start = getattr(module, "start_epoch", None)
+            if start is not None:
+                start(epoch, epochs)
+
     def forward(self, images: Tensor, batch: Batch, teacher: Outputs | None = None) -> StepOutput:
         """Compute the loss of one batch of normalised images (B, C, H, W).
 
@@ -115,7 +128,7 @@ class DistillTask(nn.Module):
     def _student_outputs(self, images: Tensor) -> Outputs:
         with record_function("itrd.student"):
             if self._observe_student is None:
-                return Outputs(self.student(images))
+                return Outputs(logits_of(self.student(images)))
             return self._observe_student(images, self._student_preact)
 
     def _teacher_outputs(self, images: Tensor) -> Outputs | None:

@@ -7,27 +7,25 @@ run that was never stopped.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import asdict
-from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.profiler import record_function
 
 from itrd.data.datasets import ImageDataset
 from itrd.data.plan import plan_epoch
+from itrd.engine.capture import CapturedStepper
 from itrd.engine.checkpoint import has_state
 from itrd.engine.config import RunConfig
-from itrd.engine.device import autocast, be_deterministic, resolve_device
+from itrd.engine.device import be_deterministic, resolve_device, stream_of_its_own
 from itrd.engine.evaluate import evaluate
 from itrd.engine.finish import finish, finished_before
 from itrd.engine.folder import RunFolder
 from itrd.engine.interrupt import Interrupted, held, interruptible, received
 from itrd.engine.log import Console, EpochLog, Quiet
-from itrd.engine.metrics import accuracies
 from itrd.engine.nonfinite import StepGuard, check_finite
+from itrd.engine.optimizer import make_optimizer, set_rate
 from itrd.engine.place import open_table, place_images, place_task
 from itrd.engine.provenance import with_provenance
 from itrd.engine.record import Epoch, Result
@@ -40,10 +38,9 @@ from itrd.engine.state import (
     save_student,
     seed_generators,
 )
-from itrd.engine.task import DistillTask, StepOutput
+from itrd.engine.step import Stepper
+from itrd.engine.task import DistillTask
 from itrd.errors import RunFolderError, TrainingError, UserError
-from itrd.methods.base import Batch, at_least_float32
-from itrd.models.base import Outputs
 from itrd.seeds import derive
 
 
@@ -99,6 +96,7 @@ class Trainer:
         self.provenances: list[dict[str, Any]] = []  # of every process that worked on this run
         self._saved: str | None = None  # where the last good checkpoint continues
         self._guard = StepGuard(task, skip=config.on_nonfinite == "skip", immediate=self.device.type == "cpu")
+        self._stream = stream_of_its_own(self.device)
 
     def request_stop(self) -> None:
         """Stop after the current step, with the state saved; :meth:`fit` then raises :class:`Interrupted`."""
@@ -112,9 +110,23 @@ class Trainer:
             TrainingError: a number is not finite.
             RunFolderError: the run folder cannot be written any more.
         """
+        turns = self.turns()
+        with held(), self._stream():
+            while True:
+                try:
+                    next(turns)
+                except StopIteration as end:
+                    result: Result = end.value
+                    return result
+
+    def turns(self) -> Generator[None, None, Result]:
+        """Train as :meth:`fit` does, pausing after every step; the generator's value is the result.
+
+        For several runs in one process, see :mod:`itrd.engine.together`, which sees to signals, streams and random
+        generators.
+        """
         try:
-            with held():
-                return self._fit()
+            return (yield from self._turns())
         except Interrupted as stop:
             stop.resumable = self.folder is not None
             raise
@@ -129,7 +141,7 @@ class Trainer:
             advice = "mend this, then continue with --resume"
             raise RunFolderError(f"cannot write {what}; {self._last_good()}; {advice}") from None
 
-    def _fit(self) -> Result:
+    def _turns(self) -> Generator[None, None, Result]:
         config = self.config
         console = Console(len(self.train_images)) if config.progress else Quiet()
         resumed = self._restore(console)
@@ -142,29 +154,24 @@ class Trainer:
         try:
             with console:
                 for number in range(self.position.stage, len(self._stages)):
-                    self._run_stage(number, resumed, console, log)
+                    yield from self._run_stage(number, resumed, console, log)
                     resumed = None
         finally:
             log.close()
         return finish(self)
 
-    def _run_stage(self, number: int, resumed: dict | None, console: Quiet, log: EpochLog) -> None:
+    def _run_stage(self, number: int, resumed: dict | None, console: Quiet, log: EpochLog) -> Iterator[None]:
         """Run one stage, from its beginning or from where the saved state ``resumed`` left it."""
-        config, position, stage = self.config, self.position, self._stages[number]
-        optimizer = torch.optim.SGD(
-            stage.begin(),
-            lr=stage.rate(1),
-            momentum=config.momentum,
-            weight_decay=config.weight_decay,
-            nesterov=config.nesterov,
-        )
+        position, stage = self.position, self._stages[number]
+        optimizer = make_optimizer(stage.begin(), self.config, self.device)
         if resumed is not None and resumed["optimizer"] is not None:
             assert self.folder is not None
             restore_optimizer(optimizer, resumed["optimizer"], self.folder)
         self.optimizer = optimizer
+        stepper = self._stepper(stage, optimizer)
         console.start(stage.name, stage.epochs)
         while position.epoch <= stage.epochs:
-            done = self._run_epoch(stage, optimizer, console)
+            done = yield from self._run_epoch(stage, stepper, console)
             last_of_stage = position.epoch == stage.epochs and stage.name != MAIN
             console.epoch(done)
             log.add(asdict(done))
@@ -179,10 +186,16 @@ class Trainer:
             if last_of_stage:
                 return
 
-    def _run_epoch(self, stage: Stage, optimizer: torch.optim.Optimizer, console: Quiet) -> Epoch:
+    def _stepper(self, stage: Stage, optimizer: torch.optim.Optimizer) -> Stepper:
+        parts = (stage, optimizer, self.train_images, self._guard, self.position.meter, self.config.precision)
+        if self.device.type == "cuda" and self.config.capture and self.train_images.resident:
+            return CapturedStepper(*parts, modules=self.task)
+        return Stepper(*parts)
+
+    def _run_epoch(self, stage: Stage, stepper: Stepper, console: Quiet) -> Generator[None, None, Epoch]:
         position = self.position
         epoch = position.epoch
-        self._run_steps(stage, optimizer, console)
+        yield from self._run_steps(stage, stepper, console)
         train = position.meter.read()  # waits for the device
         self._guard.settle()
         check_finite(train, f"in the mean over epoch {epoch}")
@@ -197,7 +210,7 @@ class Trainer:
             with interruptible():
                 done.test = evaluate(self.task.student, self.test_images, self.config.precision)
         except Interrupted:
-            self._save(optimizer)  # at the end of the epoch, before its evaluation
+            self._save(stepper.optimizer)  # at the end of the epoch, before its evaluation
             raise Interrupted(f"stopped in the evaluation after epoch {epoch}") from None
         done.evaluation_seconds = time.perf_counter() - started
         check_finite(done.test, f"on the test set after epoch {epoch}")
@@ -208,12 +221,11 @@ class Trainer:
                 save_student(self.folder, "best", self.task.student, self.data, done)
         return done
 
-    def _run_steps(self, stage: Stage, optimizer: torch.optim.Optimizer, console: Quiet) -> None:
+    def _run_steps(self, stage: Stage, stepper: Stepper, console: Quiet) -> Iterator[None]:
         """Take the steps of an epoch that are still to be taken."""
         config, images, position, guard = self.config, self.train_images, self.position, self._guard
         epoch = position.epoch
-        for group in optimizer.param_groups:
-            group["lr"] = stage.rate(epoch)
+        set_rate(stepper.optimizer, stage.rate(epoch))
         seed = config.seed if stage.name == MAIN else derive(config.seed, "first stage", stage.name)
         if position.step == 0:
             seed_generators(derive(seed, "epoch", epoch))  # negatives, dropout and the like
@@ -222,45 +234,27 @@ class Trainer:
             return  # stopped before the evaluation
         stage.begin()  # the evaluation and a restored state leave the modes as they are; be certain
         if stage.name == MAIN:
-            self.task.objective.start_epoch(epoch)
+            self.task.start_epoch(epoch, stage.epochs)
         guard.start_epoch(
-            f"epoch {epoch}" + ("" if stage.name == MAIN else f" of {stage.name}'s first stage")
+            f"epoch {epoch}" + ("" if stage.name == MAIN else f" of {stage.name}'s first stage"),
+            position.step,
         )
         before, started = position.seconds, time.perf_counter()
         with interruptible():
             table = self._table if stage.name == MAIN else None
             known = table.epoch(plan) if table is not None else None  # its cost belongs to the epoch
-        for step, (indices, views) in enumerate(plan.to(self.device)):
-            if step < position.step:
-                continue
-            batch = Batch(images.labels[indices], indices)
-            teacher = known.slice(step * config.batch_size, len(indices)) if known else None
-            forward = partial(self._forward, stage, batch, views, teacher)
-            guard.remember(optimizer)
-            output = forward()
-            optimizer.zero_grad(set_to_none=True)
-            with record_function("itrd.backward"):
-                output.loss.backward()
-            with record_function("itrd.update"):
-                taken = guard.update(output, optimizer, step, forward)
-            logits = at_least_float32(output.logits)
-            position.meter.add({**output.terms, **accuracies(logits, batch.labels)}, len(indices), taken)
+        for step in stepper.steps(plan, known, position.step):
             position.step = step + 1
             console.step(epoch, position.meter.count)
             if self._stopping:
                 guard.settle()
                 position.seconds = before + time.perf_counter() - started
-                self._save(optimizer)
+                self._save(stepper.optimizer)
                 raise Interrupted(f"stopped in epoch {epoch} after step {step + 1}")
+            yield
         if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+            torch.cuda.current_stream(self.device).synchronize()
         position.seconds = before + time.perf_counter() - started
-
-    def _forward(self, stage: Stage, batch: Batch, views: Tensor, teacher: Outputs | None) -> StepOutput:
-        with record_function("itrd.augment"):
-            images = self.train_images.batch(batch.indices, views)
-        with autocast(self.device, self.config.precision):
-            return stage.step(images, batch, teacher)
 
     # --- state -------------------------------------------------------------------------------------------
 

@@ -84,6 +84,8 @@ class Method(nn.Module):
         ce_weight: published weight of the cross-entropy beside it.
         student_preact, teacher_preact: whether the published code calls the network with ``preact=True``,
             which gives maps before their activation.
+        per_sample: whether it keeps something for every training sample, and so reads ``Batch.indices`` and
+            ``Setup.train_labels``.
     """
 
     name: ClassVar[str]
@@ -97,6 +99,7 @@ class Method(nn.Module):
 
     student_preact: ClassVar[bool] = False
     teacher_preact: ClassVar[bool] = False
+    per_sample: ClassVar[bool] = False
 
     def setup(self, setup: Setup) -> None:
         """Build the method's own trainable modules, once, before training. Default: none."""

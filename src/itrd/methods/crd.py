@@ -57,6 +57,7 @@ class CRD(Method):
     paper = "Tian, Krishnan, Isola, ICLR 2020, arXiv 1910.10699"
     formula = "L = -mean [log o_0/(o_0 + K/N) + sum_j log (K/N)/(o_j + K/N)],  o = exp(<v, M> / tau) / Z, both sides"
     reads = frozenset({"embedding"})
+    per_sample = True
     weight = 0.8
 
     embed_s: nn.Linear | None

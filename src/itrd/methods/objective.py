@@ -68,6 +68,11 @@ class Objective(nn.Module):
         """What the methods read of the teacher; empty: no teacher is needed."""
         return frozenset().union(*(m.reads for m in self._methods()))
 
+    @property
+    def per_sample(self) -> bool:
+        """Whether a method needs the samples' indices and the labels of the whole training set."""
+        return any(m.per_sample for m in self._methods())
+
     def preact(self, track: str) -> tuple[bool, bool]:
         """Whether student and teacher are to be called with ``preact=True``.
 

@@ -75,6 +75,7 @@ class WCoRD(Method):
     paper = "Chen, Wang, Gan, Liu, Henao, Carin, CVPR 2021, arXiv 2012.08674 (own reading)"
     formula = "L = lambda_1 mean(-s_0 + (M/K) sum_j s_j) + lambda_2 sum_ij pi_ij (1 - <v_s,i, v_t,j>)"
     reads = frozenset({"embedding"})
+    per_sample = True
 
     head_s: nn.Module | None
     head_t: nn.Module | None

@@ -1,4 +1,4 @@
-"""The 22 benchmark networks for 32x32 images, by public name.
+"""The networks for 32x32 images, by public name: the 22 of the benchmark, and the binary ones with their teacher.
 
 Importing this package does not import torch: the table below is plain data, and the file of an
 architecture is loaded when the first of its networks is created. That keeps ``itrd --help`` quick.
@@ -14,13 +14,13 @@ from itrd.errors import UnknownNameError, UserError
 if TYPE_CHECKING:
     from itrd.models.base import FeatureNet, Outputs
 
-__all__ = ["FeatureNet", "Outputs", "create_model", "list_models"]
+__all__ = ["BENCHMARK_MODELS", "FeatureNet", "Outputs", "create_model", "list_models"]
 
 _X4 = {"widths": (32, 64, 128, 256)}
 
 # Public name (case matters) -> module of this package, class, constructor arguments.
 # This is the only place where a name is listed.
-_TABLE: dict[str, tuple[str, str, dict[str, Any]]] = {
+_BENCHMARK: dict[str, tuple[str, str, dict[str, Any]]] = {
     "resnet8": ("resnet", "ResNet", {"depth": 8}),
     "resnet14": ("resnet", "ResNet", {"depth": 14}),
     "resnet20": ("resnet", "ResNet", {"depth": 20}),
@@ -44,6 +44,24 @@ _TABLE: dict[str, tuple[str, str, dict[str, Any]]] = {
     "ShuffleV1": ("shufflenetv1", "ShuffleNetV1", {}),
     "ShuffleV2": ("shufflenetv2", "ShuffleNetV2", {}),
 }
+_TABLE = {
+    **_BENCHMARK,
+    "resnet18_cifar": ("resnet18", "ResNet18", {}),
+    "resnet18_1w1a": (
+        "binary.resnet",
+        "BinaryResNet",
+        {"widths": (64, 128, 256, 512), "blocks": (2, 2, 2, 2)},
+    ),
+    "resnet20_1w1a": (
+        "binary.resnet",
+        "BinaryResNet",
+        {"widths": (16, 32, 64), "blocks": (3, 3, 3), "shortcuts": 2},
+    ),
+    "vgg_small_1w1a": ("binary.vgg", "BinaryVGGSmall", {}),
+}
+
+# The networks of the published CIFAR-100 tables, whose names the original scripts' flags take.
+BENCHMARK_MODELS = tuple(_BENCHMARK)
 
 
 def list_models() -> list[str]:

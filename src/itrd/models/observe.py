@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -31,6 +32,20 @@ def observer(net: nn.Module) -> Observer:
     return _LastLinear(net)
 
 
+def logits_of(output: Any) -> Tensor:
+    """Return the logits (B, K) of what a classifier returned: themselves, or an object that has them.
+
+    Raises:
+        UserError: it is neither a tensor nor an object with ``logits``.
+    """
+    logits = getattr(output, "logits", output)
+    if not isinstance(logits, Tensor):
+        raise UserError(
+            f"a classifier must return logits, or an object with .logits; this one returned {type(output).__name__}"
+        )
+    return logits
+
+
 def _from_features(features: list[Tensor], logits: Tensor) -> Outputs:
     return Outputs(logits, features[-1].flatten(1), tuple(features[1:-1]), features[0])
 
@@ -48,12 +63,9 @@ class _LastLinear:
         seen: list[Tensor] = []
         hook = self._last.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
         try:
-            logits = self._net(images)
+            logits = logits_of(self._net(images))
         finally:
             hook.remove()
-        if not isinstance(logits, Tensor) or not seen:
-            raise UserError(
-                f"{type(self._net).__name__} must return logits and use its last linear layer; it returned "
-                f"{type(logits).__name__}"
-            )
+        if not seen:
+            raise UserError(f"{type(self._net).__name__} does not use its last linear layer")
         return Outputs(logits, seen[-1].flatten(1))

@@ -57,9 +57,9 @@ class ResNet(FeatureNet):
         self.conv1 = conv(3, widths[0], 3)
         self.bn1 = nn.BatchNorm2d(widths[0])
         self.relu = nn.ReLU(inplace=True)  # a module because get_feat_modules lists it
-        self.layer1 = _stage(widths[0], widths[1], blocks, stride=1)
-        self.layer2 = _stage(widths[1], widths[2], blocks, stride=2)
-        self.layer3 = _stage(widths[2], widths[3], blocks, stride=2)
+        self.layer1 = basic_stage(widths[0], widths[1], blocks, stride=1)
+        self.layer2 = basic_stage(widths[1], widths[2], blocks, stride=2)
+        self.layer3 = basic_stage(widths[2], widths[3], blocks, stride=2)
         self.fc = nn.Linear(widths[3], num_classes)
         init_fan_out(self)
 
@@ -88,6 +88,7 @@ class ResNet(FeatureNet):
         return batch_norms(self, (f"layer{stage}.{last}.bn2" for stage in (1, 2, 3)))
 
 
-def _stage(c_in: int, c_out: int, blocks: int, stride: int) -> Stage:
+def basic_stage(c_in: int, c_out: int, blocks: int, stride: int) -> Stage:
+    """Build ``blocks`` basic blocks in a row, the first of which has the stride and changes the width."""
     first = BasicBlock(c_in, c_out, stride)
     return Stage(first, *(BasicBlock(c_out, c_out, 1) for _ in range(blocks - 1)))

@@ -1,0 +1,146 @@
+"""A whole training step recorded once as a CUDA graph and replayed: one launch instead of a thousand.
+
+The recorded operations read the batch's place in the epoch from a counter on the device, so that the host does
+nothing between two steps but launch the next. What changes from epoch to epoch (order and views of the images, the
+teacher's looked-up outputs, learning rate, warm-up factors) lies in tensors of fixed addresses that are filled
+anew. The last, smaller batch of an epoch has other shapes and is taken operation by operation.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+
+import torch
+from torch import Tensor, nn
+
+from itrd.data.plan import EpochPlan
+from itrd.data.source import Drawn
+from itrd.engine.step import Stepper
+from itrd.engine.table import EpochRows
+from itrd.models.base import Outputs
+
+# Full batches taken operation by operation before the recording: libraries choose their algorithms and make their
+# workspaces in the first steps, which must not happen in a recording.
+WARM_UP = 3
+
+Recorder = Callable[[Callable[[], None]], Callable[[], None]]
+
+
+def record_cuda(body: Callable[[], None]) -> Callable[[], None]:
+    """Record what ``body`` launches, without executing it; return what executes it.
+
+    Everything runs on the current stream, which must not be the default one.
+
+    Raises:
+        RuntimeError: something in it cannot be recorded, such as reading a tensor on the host.
+    """
+    stream = torch.cuda.current_stream()
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph, stream=stream):
+            body()
+    except Exception:
+        with suppress(Exception):  # a broken recording leaves the generator waiting for its end
+            generator = torch.cuda.default_generators[torch.cuda.current_device()]
+            generator.graphsafe_set_state(generator.clone_state())
+        raise
+    return graph.replay
+
+
+class CapturedStepper(Stepper):
+    """Takes the steps of a stage by replaying a recording; see :class:`itrd.engine.step.Stepper`.
+
+    Args:
+        stage, optimizer, source, guard, meter, precision: as of the base class; the source must be resident.
+        modules: what is trained and what computes losses; watched for numbers that a recording would freeze.
+        record: makes a recording.
+
+    Attributes:
+        replayed: steps that were replays so far.
+        refused: why the step cannot be recorded; None if it can, or was not tried yet.
+    """
+
+    def __init__(self, *args: object, modules: nn.Module, record: Recorder = record_cuda) -> None:
+        super().__init__(*args)  # type: ignore[arg-type]
+        self._modules, self._record = modules, record
+        self._replay: Callable[[], None] | None = None
+        self._numbers: list[tuple[str, str, float]] = []
+        self._warm = 0
+        self._buffers: dict[str, Tensor] = {}
+        self._place = torch.zeros((), dtype=torch.int64, device=self.source.device)
+        self.replayed = 0
+        self.refused: str | None = None
+
+    def steps(self, plan: EpochPlan, known: EpochRows | None, start: int) -> Iterator[int]:
+        """Take the steps of an epoch, see :meth:`itrd.engine.step.Stepper.steps`."""
+        self._fill(plan, known, start)
+        full, size = divmod(len(plan.order), plan.batch_size)
+        for number in range(start, len(plan)):
+            if number < full:
+                self._full_batch(plan.batch_size)
+            else:
+                self._take_at(torch.arange(size, device=self.source.device) + number * plan.batch_size)
+            self.meter.count += plan.batch_size if number < full else size
+            self.guard.look(number)
+            yield number
+
+    def _full_batch(self, size: int) -> None:
+        if self._replay is None and self._warm >= WARM_UP and self.refused is None:
+            self._capture(size)
+        if self._replay is not None:
+            self._replay()
+            self.replayed += 1
+        else:
+            self._next_batch(size)
+            self._warm += 1
+
+    def _capture(self, size: int) -> None:
+        try:
+            self._replay = self._record(lambda: self._next_batch(size))
+        except Exception as error:  # of any library on the way
+            self.refused = (str(error) or type(error).__name__).splitlines()[0]
+            print(
+                f"the training step cannot be captured as a CUDA graph ({self.refused}); its operations are launched "
+                "one by one, which is slower",
+                file=sys.stderr,
+            )
+
+    def _next_batch(self, size: int) -> None:
+        """Take the step at the device's place and move on."""
+        self._take_at(torch.arange(size, device=self.source.device) + self._place * size)
+        self._place.add_(1)
+
+    def _take_at(self, rows: Tensor) -> None:
+        """Take a step on rows (B,) of the epoch."""
+        batch = {name: buffer[rows] for name, buffer in self._buffers.items()}
+        teacher = Outputs(batch["logits"], batch.get("embedding")) if "logits" in batch else None
+        self.take(Drawn(batch["order"], batch["views"]), teacher)
+
+    def _fill(self, plan: EpochPlan, known: EpochRows | None, start: int) -> None:
+        """Put an epoch into the recording's tensors; drop the recording if it would not do."""
+        values: dict[str, Tensor | None] = {"order": plan.order, "views": plan.views}
+        if known is not None:
+            values |= {"logits": known.logits, "embedding": known.embedding}
+        for name, value in values.items():
+            if value is None:
+                continue
+            buffer = self._buffers.get(name)
+            if buffer is None:
+                self._buffers[name] = value.to(self.source.device, copy=True)
+            else:
+                buffer.copy_(value)
+        self._place.fill_(start)
+        numbers = self._frozen_numbers()
+        if numbers != self._numbers:
+            self._replay, self._numbers = None, numbers
+
+    def _frozen_numbers(self) -> list[tuple[str, str, float]]:
+        """Plain numbers of the modules: a recording keeps what they were when it was made."""
+        return [
+            (name, key, value)
+            for name, module in self._modules.named_modules()
+            for key, value in vars(module).items()
+            if isinstance(value, (bool, int, float))
+        ]

@@ -1,0 +1,153 @@
+"""One loss for anyone's training loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from itrd.engine.networks import load_network
+from itrd.engine.task import DistillTask, StepOutput
+from itrd.errors import UserError
+from itrd.methods import create_objective
+from itrd.methods.base import Batch, Method
+from itrd.methods.objective import Objective
+from itrd.models.observe import logits_of
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+class Distiller(nn.Module):
+    """A student, a frozen teacher and the loss between them, as a module to call in a loop of one's own.
+
+        distiller = itrd.Distiller(student, teacher, "itrd", example=images[:4])
+        optimizer = torch.optim.SGD(distiller.parameters(), lr=0.05)  # the student's and the method's own
+        for images, labels in loader:
+            loss = distiller(images, labels).loss
+            ...
+
+    The loss is the one that ``itrd distill`` computes, with the same objects behind it. Call ``train()`` and
+    ``eval()`` on it as on any module, and :meth:`start_epoch` before each epoch.
+
+    The teacher is put into eval mode and asks for no gradient, for good. It follows ``distiller.to(...)``, and is
+    no part of ``parameters()``, ``state_dict()`` or ``train()``.
+
+    Args:
+        student: the network to train, on the device where it is to be trained.
+        teacher: a trained network; or a run folder, checkpoint or name as ``itrd distill --teacher`` takes it; None
+            for cross-entropy alone.
+        method: a method, an objective, or the notation of :mod:`itrd.methods.expression`.
+        example: a few training images (B, C, H, W), B at least 2, normalised. Both networks are run on them once, in
+            eval mode, to build the method's own modules for the shapes they give.
+        ce_weight: weight of the cross-entropy; None for the method's published one.
+        track: ``reference`` or ``clean``, see :meth:`itrd.methods.objective.Objective.preact`.
+        train_labels: (N,) int64 labels of the whole training set, in the order of the samples' indices; needed by
+            methods that keep something for every sample (CRD, WCoRD).
+
+    Attributes:
+        task: computes the loss; see :class:`itrd.engine.task.DistillTask`.
+
+    Raises:
+        UserError: the networks, the method and what is given do not fit together, or the method begins with a
+            stage of its own, which a single loss cannot express.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: nn.Module | str | None,
+        method: str | Method | Objective = "itrd",
+        *,
+        example: Tensor,
+        ce_weight: float | None = None,
+        track: str = "reference",
+        train_labels: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        objective = create_objective(method, ce_weight)
+        if teacher is None and objective.reads:
+            raise UserError(f"{objective.describe()} needs a teacher; give one, or use method='none'")
+        if student is teacher:
+            raise UserError("teacher and student are the same module; give the student a module of its own")
+        if objective.per_sample and train_labels is None:
+            raise UserError(
+                f"{objective.describe()} keeps something for every training sample; give train_labels, the labels of "
+                "the whole training set, and call the loss with the samples' indices"
+            )
+        device = next(student.parameters(), example).device
+        example = example.to(device)
+        teacher = load_network(teacher).net if isinstance(teacher, str) else teacher
+        self.task = DistillTask(student, None if teacher is None else teacher.to(device), objective, track)
+        labels = torch.empty(0, dtype=torch.int64) if train_labels is None else train_labels
+        self.task.setup(example, self._count_classes(example), labels.to(device))
+        for first, _ in objective.first_stages():
+            raise UserError(
+                f"method {first.name!r} trains parts of the networks in a stage of its own before the student's "
+                "training, which a loss inside another loop cannot do; use itrd.distill or `itrd distill`"
+            )
+
+    @property
+    def student(self) -> nn.Module:
+        """The network that is trained."""
+        return self.task.student
+
+    @property
+    def objective(self) -> Objective:
+        """The loss, with the method's own modules and memories."""
+        return self.task.objective
+
+    def start_epoch(self, epoch: int, epochs: int) -> None:
+        """Tell methods that warm up, and students that follow a schedule, which epoch begins.
+
+        Args:
+            epoch: counted from 1.
+            epochs: of the whole training.
+        """
+        self.task.start_epoch(epoch, epochs)
+
+    def forward(self, images: Tensor, labels: Tensor, indices: Tensor | None = None) -> StepOutput:
+        """Compute the loss of a batch.
+
+        Args:
+            images: (B, C, H, W), normalised as both networks expect.
+            labels: (B,) int64.
+            indices: (B,) int64 positions of the samples in the training set; for methods that keep something
+                for every sample.
+
+        Returns:
+            ``loss`` (scalar, with gradient), ``logits`` of the student (B, K) and ``terms``, the unweighted parts of
+            the loss by name, both detached.
+
+        Raises:
+            UserError: the method needs indices.
+        """
+        if indices is None:
+            if self.objective.per_sample:
+                raise UserError(
+                    f"{self.objective.describe()} keeps something for every training sample: its batches must bring "
+                    "the samples' indices, their positions in the training set"
+                )
+            indices = torch.arange(
+                len(labels), device=labels.device
+            )  # no method of this objective looks at them
+        return self.task(images, Batch(labels, indices))
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Return the student's logits (B, K), in the mode it is in."""
+        return logits_of(self.student(images))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        if self.task.teacher is not None:  # outside of the module tree, and yet to follow .to(device)
+            self.task.teacher._apply(fn, recurse)
+        return super()._apply(fn, recurse)
+
+    @torch.no_grad()
+    def _count_classes(self, example: Tensor) -> int:
+        training = self.student.training
+        self.student.eval()
+        classes = self.logits(example).shape[1]
+        self.student.train(training)
+        return classes
