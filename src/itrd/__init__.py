@@ -20,15 +20,19 @@ from itrd.models import create_model, list_models
 
 if TYPE_CHECKING:
     from itrd.api import distill, evaluate, train
+    from itrd.export import export_model
+    from itrd.integrations.distiller import Distiller
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Distiller",
     "create_method",
     "create_model",
     "create_objective",
     "distill",
     "evaluate",
+    "export_model",
     "list_datasets",
     "list_methods",
     "list_models",
@@ -37,7 +41,17 @@ __all__ = [
 ]
 
 
+# Names whose modules load torch -> module.
+_LAZY = {
+    "Distiller": "itrd.integrations.distiller",
+    "distill": "itrd.api",
+    "evaluate": "itrd.api",
+    "export_model": "itrd.export",
+    "train": "itrd.api",
+}
+
+
 def __getattr__(name: str) -> Any:
-    if name in ("distill", "evaluate", "train"):
-        return getattr(importlib.import_module("itrd.api"), name)
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

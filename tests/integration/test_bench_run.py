@@ -108,6 +108,14 @@ def test_a_kill_and_a_second_run_give_what_one_run_gives(capsys: pytest.CaptureF
     assert numbers(Path("results")) == numbers(Path("whole/results"))
 
 
+def test_students_that_train_together_write_the_same_records(capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench("--results", "alone/results", "--out", "alone/runs", "--zoo", "alone/zoo") == 0
+    assert bench("--together", "3") == 0
+    assert "5 cells done, 0 left" in capsys.readouterr().out
+    assert_complete()
+    assert numbers(Path("results")) == numbers(Path("alone/results"))
+
+
 def test_a_budget_is_kept_and_nothing_is_lost(capsys: pytest.CaptureFixture[str]) -> None:
     Path("tiny.yaml").write_text(yaml.safe_dump({**TRACK, "teacher": {"epochs": 100000}}))
     started = time.monotonic()

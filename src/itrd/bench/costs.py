@@ -24,6 +24,7 @@ from itrd.data import describe_dataset
 from itrd.engine.device import resolve_device
 from itrd.engine.provenance import hardware
 from itrd.models import create_model
+from itrd.models.binary.layers import BinaryConv2d
 
 # Multiply-adds a second in training small networks, where no record says better; deliberately modest.
 _RULE_OF_THUMB = {"cpu": 1.5e10, "cuda": 1.0e12}
@@ -89,20 +90,20 @@ def operations(cell: Cell) -> float:
 
 @cache
 def multiply_adds(name: str) -> int:
-    """Multiply-adds of a network's convolutions and linear layers for one 32x32 image."""
+    """Multiply-adds of a network's convolutions, binary ones included, and linear layers for one 32x32 image."""
     total = 0
 
     def count(module: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
         nonlocal total
         weights = module.weight
         assert isinstance(weights, torch.Tensor)
-        positions = output[0, 0].numel() if isinstance(module, nn.Conv2d) else 1
+        positions = output[0, 0].numel() if output.ndim == 4 else 1
         total += weights.numel() * positions
 
     with torch.device("meta"), torch.no_grad():
         net = create_model(name).eval()
         for module in net.modules():
-            if isinstance(module, (nn.Conv2d, nn.Linear)):
+            if isinstance(module, (nn.Conv2d, nn.Linear, BinaryConv2d)):
                 module.register_forward_hook(count)
         net(torch.zeros(1, 3, 32, 32))
     return total

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,10 @@ from itrd.bench.tracks import TEACHER, Track
 from itrd.bench.watch import Watch
 from itrd.data.datasets import ImageDataset
 from itrd.engine.config import DistillConfig, RunConfig, TrainConfig
-from itrd.engine.networks import load_network
+from itrd.engine.networks import TrainedNetwork, load_network
 from itrd.engine.record import Epoch
 from itrd.engine.run import get_data, prepare_distill, prepare_train
+from itrd.engine.together import Seat
 from itrd.engine.trainer import Interrupted, Trainer
 from itrd.engine.zoo import ZOO
 from itrd.errors import DataError, ItrdError
@@ -46,6 +47,7 @@ class Options:
         budget: seconds after which the runner has ended; None for no limit.
         teacher_table: folder for tables of teacher outputs, or None.
         progress: show a progress display for each run.
+        together: number of runs that take turns in this process, see :mod:`itrd.engine.together`.
     """
 
     results: Path = RESULTS
@@ -56,6 +58,18 @@ class Options:
     budget: float | None = None
     teacher_table: str | None = None
     progress: bool = False
+    together: int = 1
+
+
+@dataclass
+class _Work:
+    """A cell at work: its claim, its run, and what has to be left when it ends."""
+
+    cell: Cell
+    claim: Claim
+    held: ExitStack
+    seat: Seat
+    started: float
 
 
 @dataclass
@@ -97,6 +111,8 @@ class Runner:
         self.watch = Watch(options.budget)
         self.report = Report()
         self._data: dict[tuple, ImageDataset] = {}
+        self._teachers: dict[str, TrainedNetwork] = {}
+        self._working: list[_Work] = []
         self._teacher_cells = {c.student: c for c in cells_of(track) if c.method == TEACHER}
 
     def request_stop(self) -> None:
@@ -106,13 +122,32 @@ class Runner:
     def run(self) -> Report:
         """Work until everything is done, the budget is spent, or somebody asks to stop."""
         with self.watch:
-            while not self.watch.stopped:
-                progress = self._one_pass()
-                if not progress and not self._wait_for_teachers():
-                    break
+            try:
+                self._work_through()
+            finally:
+                for work in self._working:  # something unforeseen came out of one of them
+                    work.seat.close()
+                    work.held.close()
         self.report.stopped = self.watch.stopped
         self.report.left = len(self._open_cells()) + len(self.report.failed)
         return self.report
+
+    def _work_through(self) -> None:
+        look_again = 0.0  # when to look for a cell to begin with; looking reads the ledger
+        while True:
+            free = self.options.together - len(self._working)
+            if free and not self.watch.stopped and time.monotonic() >= look_again:
+                if self._begin_one():
+                    continue
+                look_again = time.monotonic() + POLL
+            if self._working:
+                for work in list(self._working):
+                    if self._advance(work):
+                        look_again = 0.0
+            elif self.watch.stopped or not self._wait_for_teachers():
+                return
+            else:
+                look_again = 0.0
 
     def _open_cells(self) -> list[Cell]:
         done = self.ledger.done(self.track.name)
@@ -132,10 +167,13 @@ class Runner:
             and (folder / "result.json").is_file()
         )
 
-    def _one_pass(self) -> bool:
-        """Do the first cell that can be done; return whether there was one."""
+    def _begin_one(self) -> bool:
+        """Begin with the first cell that can be done; return whether anything has changed."""
         self.report.skipped = {}
+        mine = {work.cell for work in self._working}
         for cell in self._open_cells():
+            if cell in mine:
+                continue
             reason = self._missing(cell)
             if reason:
                 self.report.skipped[cell] = reason
@@ -144,14 +182,15 @@ class Runner:
             if claim is None:
                 self.report.skipped[cell] = "another runner has it"
                 continue
-            with claim:
+            with ExitStack() as held:
+                held.enter_context(claim)
                 if cell not in self._open_cells():  # somebody finished it since we looked
                     return True
                 if not self.watch.time_for_another():
                     self.watch.stop("budget")
                     return False
-                self._do(cell, claim)
-                return True
+                self._begin(cell, claim, held)
+            return True
         return False
 
     def _missing(self, cell: Cell) -> str | None:
@@ -171,44 +210,60 @@ class Runner:
             return False
         return self.watch.sleep(POLL)
 
-    def _do(self, cell: Cell, claim: Claim) -> None:
+    def _begin(self, cell: Cell, claim: Claim, held: ExitStack) -> None:
+        """Prepare a cell's run and give it a seat, or finish what a killed runner has left trained."""
         say(f"{cell}: starts")
-        started = time.monotonic()
+        started, folder = time.monotonic(), self._run_folder(cell)
         try:
-            finished = self._train(cell, claim)
-        except Interrupted as interruption:
-            say(f"{cell}: {interruption}; the next runner continues it")
-            return
+            if (folder / "result.json").is_file():
+                self._finish(cell, claim, started)
+                return
+            trainer = held.enter_context(self._prepared(cell, folder))
         except DataError:  # would meet every cell
             raise
-        except (ItrdError, RuntimeError) as error:  # RuntimeError: out of memory, for one
-            self.report.failed[cell] = " ".join(str(error).split())
-            say(f"{cell}: failed: {self.report.failed[cell]}")
+        except (ItrdError, RuntimeError) as error:
+            self._failed(cell, error)
             return
-        if finished is not None:
-            self.report.done.append(cell)
-            top1 = finished["last"]["test"]["top1"]
-            say(f"{cell}: {top1:.2f}% after the last epoch, {time.monotonic() - started:.0f} s here")
+        self.watch.no_stop_during(time.monotonic() - started)
+        trainer.record["cell"] = cell.as_record()
+        held.enter_context(self.watch.over(trainer, claim))
+        self._working.append(_Work(cell, claim, held.pop_all(), Seat(trainer), started))
 
-    def _train(self, cell: Cell, claim: Claim) -> dict[str, Any] | None:
+    def _advance(self, work: _Work) -> bool:
+        """Take some steps of a cell; return whether its seat is free again."""
+        try:
+            if not work.seat.advance(alone=self.options.together == 1):
+                return False
+            self._finish(work.cell, work.claim, work.started)
+        except Interrupted as interruption:
+            say(f"{work.cell}: {interruption}; the next runner continues it")
+        except DataError:
+            raise
+        except (ItrdError, RuntimeError) as error:  # RuntimeError: out of memory, for one
+            self._failed(work.cell, error)
+        self._working.remove(work)
+        work.held.close()
+        return True
+
+    def _failed(self, cell: Cell, error: Exception) -> None:
+        self.report.failed[cell] = " ".join(str(error).split())
+        say(f"{cell}: failed: {self.report.failed[cell]}")
+
+    def _finish(self, cell: Cell, claim: Claim, started: float) -> None:
+        """Write a trained cell's record, and its weights if it is a teacher."""
         folder = self._run_folder(cell)
-        if not (folder / "result.json").is_file():  # a killed runner may have come as far as this
-            preparing = time.monotonic()
-            with self._prepared(cell, folder) as trainer:
-                self.watch.no_stop_during(time.monotonic() - preparing)
-                trainer.record["cell"] = cell.as_record()
-                with self.watch.over(trainer, claim):
-                    trainer.fit()
-        result = json.loads((folder / "result.json").read_text())
+        result: dict[str, Any] = json.loads((folder / "result.json").read_text())
         if not claim.touch():
             say(f"{cell}: another runner has taken this cell over; nothing is written")
-            return None
+            return
         if cell.method == TEACHER:
             teachers.publish(self.track, cell, folder, self._dataset(cell), result, self.options)
         self.ledger.add(cell, result)
         for name in ("checkpoint.pt", "checkpoint.prev.pt"):  # nothing will resume this run
             (folder / name).unlink(missing_ok=True)
-        return result
+        self.report.done.append(cell)
+        top1 = result["last"]["test"]["top1"]
+        say(f"{cell}: {top1:.2f}% after the last epoch, {time.monotonic() - started:.0f} s here")
 
     def _run_folder(self, cell: Cell) -> Path:
         return self.options.runs / self.track.name / cell.name
@@ -238,10 +293,16 @@ class Runner:
         config, data = self._config(cell), self._dataset(cell)
         if isinstance(config, DistillConfig):
             assert cell.teacher is not None
-            teacher = load_network(str(teachers.path_of(self.track, cell.teacher, self.options.zoo)))
+            teacher = self._teacher(str(teachers.path_of(self.track, cell.teacher, self.options.zoo)))
             return prepare_distill(config, [self._epoch_done], teacher=teacher, data=data)
         assert isinstance(config, TrainConfig)
         return prepare_train(config, [self._epoch_done], data=data)
+
+    def _teacher(self, path: str) -> TrainedNetwork:
+        """Runs side by side share a teacher's weights; nobody changes them."""
+        if path not in self._teachers:
+            self._teachers = {path: load_network(path)}
+        return self._teachers[path]
 
     def _epoch_done(self, trainer: Trainer, epoch: Epoch) -> None:
         # An evaluation cannot be interrupted: the budget has to leave room for one.

@@ -15,7 +15,7 @@ _SAFETY = 1.5  # the budget leaves room for this many of the longest pieces that
 
 
 class Watch:
-    """Stops a trainer in time for the budget, and keeps its claim alive.
+    """Stops trainers in time for the budget, and keeps their claims alive.
 
     Args:
         budget: seconds from now; None for no limit.
@@ -27,8 +27,7 @@ class Watch:
     def __init__(self, budget: float | None) -> None:
         self._deadline = None if budget is None else time.monotonic() + budget
         self._longest = 0.0
-        self._trainer: Trainer | None = None
-        self._claim: Claim | None = None
+        self._watched: dict[Trainer, Claim] = {}
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._loop, daemon=True)
         self.stopped: str | None = None
@@ -56,10 +55,10 @@ class Watch:
         return self._left() > self._longest
 
     def stop(self, reason: str) -> None:
-        """Let the run at hand stop after its current step."""
+        """Let the runs at hand stop after their current step."""
         self.stopped = self.stopped or reason
-        if self._trainer is not None:
-            self._trainer.request_stop()
+        for trainer in list(self._watched):
+            trainer.request_stop()
 
     def sleep(self, seconds: float) -> bool:
         """Wait; return False as soon as work has to end."""
@@ -72,23 +71,23 @@ class Watch:
 
     @contextmanager
     def over(self, trainer: Trainer, claim: Claim) -> Iterator[None]:
-        """Watch over one run."""
-        self._trainer, self._claim = trainer, claim
+        """Watch over a run; several may be watched over at a time."""
+        self._watched[trainer] = claim
         if self.stopped:  # asked to stop while the run was being prepared
             trainer.request_stop()
         try:
             yield
         finally:
-            self._trainer = self._claim = None
+            del self._watched[trainer]
 
     def _loop(self) -> None:
         touched = 0.0
         while not self._ended.wait(_TICK):
             if self._left() <= 0 and not self.stopped:
                 self.stop("budget")
-            trainer, claim = self._trainer, self._claim
-            if trainer is None or claim is None or time.monotonic() - touched < HEARTBEAT:
+            if time.monotonic() - touched < HEARTBEAT or not self._watched:
                 continue
             touched = time.monotonic()
-            if not claim.touch():
-                trainer.request_stop()  # somebody took the cell over: this one ends, others may begin
+            for trainer, claim in list(self._watched.items()):
+                if not claim.touch():
+                    trainer.request_stop()  # somebody took the cell over: this one ends, others may begin

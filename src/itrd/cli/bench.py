@@ -73,6 +73,7 @@ def run(
     data_root: str = "data",
     device: str = "auto",
     jobs: int | None = None,
+    together: int = 1,
     ray: str | None = None,
     teacher_table: str | None = None,
     progress: bool = False,
@@ -93,8 +94,10 @@ def run(
         zoo: folder of the teachers.
         data_root: folder that holds the datasets.
         device: auto, cpu, cuda or cuda:N.
-        jobs: runners side by side on this machine, for example several students on one GPU
+        jobs: runners side by side on this machine, each a process
             (default: one; on Ray, one a GPU or, without any, one a CPU).
+        together: students that a runner trains side by side in its process, for example on one GPU; each one's
+            numbers are those of a run alone.
         ray: address of a Ray cluster that is to do the work instead (auto for the one that runs here); its
             machines must share this folder.
         teacher_table: folder for tables of teacher outputs, see `itrd distill --help`.
@@ -108,11 +111,17 @@ def run(
     chosen, cells = selected(track, pairs, methods, seeds)
     if jobs is not None and jobs < 1:
         raise UserError(f"jobs must be at least 1, got {jobs}")
+    if together < 1:
+        raise UserError(f"together must be at least 1, got {together}")
+    if together > 1 and progress:
+        raise UserError("students that train together share one terminal; leave out --progress or --together")
     if not cells:
         raise UserError("no cell is meant by these pairs, methods and seeds together")
     if budget is not None:  # loading libraries counts
         budget -= time.monotonic() - started
-    options = Options(Path(results), Path(out), Path(zoo), data_root, device, budget, teacher_table, progress)
+    options = Options(
+        Path(results), Path(out), Path(zoo), data_root, device, budget, teacher_table, progress, together
+    )
     if ray is not None:
         report = fleet.on_ray(ray, chosen, cells, options, jobs)
     elif jobs is not None and jobs > 1:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 
@@ -18,8 +20,18 @@ from itrd.seeds import derive
 def place_images(
     data: ImageDataset, config: RunConfig, device: torch.device
 ) -> tuple[DeviceImages, DeviceImages]:
-    """Put the training and the test images on the device."""
+    """Put the training and the test images on the device, once for all runs on this dataset object."""
+    where = (device, config.channels_last)
+    there = _PLACED.setdefault(data, {})
+    if where not in there:
+        there[where] = _place(data, config, device)
+    return there[where]
 
+
+_PLACED: WeakKeyDictionary[ImageDataset, dict[Any, tuple[DeviceImages, DeviceImages]]] = WeakKeyDictionary()
+
+
+def _place(data: ImageDataset, config: RunConfig, device: torch.device) -> tuple[DeviceImages, DeviceImages]:
     def placed(split: Split, padding: int, flip: bool) -> DeviceImages:
         return DeviceImages(
             split,

@@ -62,6 +62,7 @@ class Trainer:
         best: the epoch of the main stage with the highest test accuracy so far.
         optimizer: of the stage at hand; None before the first.
         position: what comes next.
+        on_stream: enters the run's own stream, where there are streams.
     """
 
     def __init__(
@@ -96,7 +97,7 @@ class Trainer:
         self.provenances: list[dict[str, Any]] = []  # of every process that worked on this run
         self._saved: str | None = None  # where the last good checkpoint continues
         self._guard = StepGuard(task, skip=config.on_nonfinite == "skip", immediate=self.device.type == "cpu")
-        self._stream = stream_of_its_own(self.device)
+        self.on_stream = stream_of_its_own(self.device)
 
     def request_stop(self) -> None:
         """Stop after the current step, with the state saved; :meth:`fit` then raises :class:`Interrupted`."""
@@ -111,7 +112,7 @@ class Trainer:
             RunFolderError: the run folder cannot be written any more.
         """
         turns = self.turns()
-        with held(), self._stream():
+        with held(), self.on_stream():
             while True:
                 try:
                     next(turns)

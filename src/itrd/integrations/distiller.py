@@ -14,7 +14,7 @@ from itrd.errors import UserError
 from itrd.methods import create_objective
 from itrd.methods.base import Batch, Method
 from itrd.methods.objective import Objective
-from itrd.models.observe import logits_of
+from itrd.models.observe import examined, logits_of
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -144,10 +144,6 @@ class Distiller(nn.Module):
             self.task.teacher._apply(fn, recurse)
         return super()._apply(fn, recurse)
 
-    @torch.no_grad()
     def _count_classes(self, example: Tensor) -> int:
-        training = self.student.training
-        self.student.eval()
-        classes = self.logits(example).shape[1]
-        self.student.train(training)
-        return classes
+        with examined("student", self.student, example):
+            return self.logits(example).shape[1]

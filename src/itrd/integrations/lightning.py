@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from itrd.engine.config import TrainConfig
 from itrd.engine.metrics import accuracies
 from itrd.errors import UserError
-from itrd.integrations import require
+from itrd.extras import require
 from itrd.integrations.distiller import Distiller
 from itrd.methods.base import Method, at_least_float32
 from itrd.methods.objective import Objective

@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from itrd.engine.checkpoint import read_weights, save_weights
 from itrd.engine.metrics import Meter
 from itrd.errors import CheckpointError, UserError
-from itrd.integrations import require
+from itrd.extras import require
 from itrd.integrations.distiller import Distiller
 from itrd.methods.base import Method, at_least_float32
 from itrd.methods.objective import Objective
 from itrd.models.observe import logits_of
 
-transformers: Any = require("transformers", extra="transformers")
+transformers = require("transformers", extra="transformers")
 
 OBJECTIVE = "distillation.safetensors"  # the method's own modules, beside the student in a checkpoint
 _EXAMPLES = 4  # images that show the shapes
@@ -170,7 +170,7 @@ class DistillMixin:
             raise CheckpointError(f"{folder / OBJECTIVE} is of another method: {reason}") from None
 
 
-class _Follow(transformers.TrainerCallback):  # type: ignore[misc]
+class _Follow(transformers.TrainerCallback):
     """Tells the loss which epoch begins, and writes the method's own modules into each checkpoint."""
 
     def __init__(self, trainer: DistillMixin) -> None:
@@ -188,5 +188,5 @@ class _Follow(transformers.TrainerCallback):  # type: ignore[misc]
             save_weights(folder / OBJECTIVE, objective, {})
 
 
-class DistillTrainer(DistillMixin, transformers.Trainer):  # type: ignore[misc]
+class DistillTrainer(DistillMixin, transformers.Trainer):
     """``transformers.Trainer`` that distils; see :class:`DistillMixin`."""

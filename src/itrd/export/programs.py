@@ -1,0 +1,174 @@
+"""A classifier as a program that runs without this package: ``torch.export`` and ONNX."""
+
+from __future__ import annotations
+
+import copy
+import io
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from itrd.engine.files import write_atomically
+from itrd.errors import UserError
+from itrd.extras import require
+from itrd.models.observe import logits_of
+
+INPUT, OUTPUT = "images", "logits"
+TOLERANCE = 1e-4  # of the largest logit; another order of the same float32 sums stays well below it
+_CHECK_BATCHES = (1, 2, 5)  # the program is recorded with 2
+
+
+class Classifier(nn.Module):
+    """A network as it is handed over: images in, logits out.
+
+    The network is copied, to the CPU, in float32, eval mode and the standard memory order.
+
+    Args:
+        net: any classifier.
+        normalise: mean and std per channel, to be applied inside; None where the images come normalised.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self, net: nn.Module, normalise: tuple[Sequence[float], Sequence[float]] | None = None
+    ) -> None:
+        super().__init__()
+        self.net = copy.deepcopy(net).cpu().float().requires_grad_(False)
+        for tensor in (*self.net.parameters(), *self.net.buffers()):
+            tensor.data = tensor.data.contiguous()
+        self.normalises = normalise is not None
+        if normalise is not None:
+            for name, values in zip(("mean", "std"), normalise, strict=True):
+                self.register_buffer(name, torch.tensor(list(values), dtype=torch.float32).view(1, -1, 1, 1))
+        self.eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images (B, C, H, W) to logits (B, K)."""
+        return logits_of(self.net((images - self.mean) / self.std if self.normalises else images))
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How an exported program compares with the network, on random images.
+
+    Attributes:
+        images: how many were tried, in batches of several sizes.
+        largest_difference: between two logits.
+        same_class: images for which the largest logit is the same one.
+    """
+
+    images: int
+    largest_difference: float
+    same_class: int
+
+
+def record(classifier: Classifier, image_shape: tuple[int, int, int]) -> ExportedProgram:
+    """Record what a classifier computes, for any batch size.
+
+    Raises:
+        UserError: its computation depends on the data or on the batch size.
+    """
+    batch = Dim("batch", min=1)
+    example = torch.zeros(2, *image_shape)
+    try:
+        return torch.export.export(classifier, (example,), dynamic_shapes=({0: batch},), strict=False)
+    except Exception as error:  # torch documents no type, and raises many
+        raise UserError(
+            f"{type(classifier.net).__name__} cannot be exported as a program: {_first_line(error)}; make its "
+            "forward() free of decisions on the data and on the batch size, or choose --format safetensors"
+        ) from error
+
+
+def write_torch(program: ExportedProgram, path: Path) -> None:
+    """Write a program for ``torch.export.load``."""
+    buffer = io.BytesIO()
+    torch.export.save(program, buffer)
+    write_atomically(path, buffer.getvalue())
+
+
+def write_onnx(
+    program: ExportedProgram, path: Path, opset: int | None = None, metadata: Mapping[str, str] | None = None
+) -> int:
+    """Write a program as ONNX, weights included; return its operator set.
+
+    Raises:
+        UserError: the ONNX packages are not installed, or there is no such operator set.
+    """
+    for module in ("onnx", "onnxscript"):
+        require(module, extra="onnx")
+    try:
+        converted = torch.onnx.export(
+            program,
+            (),
+            dynamo=True,
+            opset_version=opset,
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            verbose=False,
+        )
+    except Exception as error:  # as above
+        raise UserError(
+            f"cannot be exported to ONNX: {_first_line(error)}; try --format torch_export"
+        ) from error
+    assert converted is not None
+    written = converted.model.opset_imports[""]
+    if opset not in (None, written):
+        raise UserError(f"this network has no form in ONNX's operator set {opset}; choose --opset {written}")
+    converted.model.metadata_props.update(metadata or {})
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        beside = Path(folder) / path.name
+        converted.save(beside, external_data=False)
+        write_atomically(path, beside.read_bytes())
+    return written
+
+
+def run_torch(path: Path) -> Callable[[Tensor], Tensor]:
+    """Load a program that :func:`write_torch` wrote, as a function of images."""
+    return torch.export.load(io.BytesIO(path.read_bytes())).module()
+
+
+def run_onnx(path: Path) -> Callable[[Tensor], Tensor]:
+    """Load a program that :func:`write_onnx` wrote into ONNX Runtime, as a function of images."""
+    runtime = require("onnxruntime", extra="onnx")
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return lambda images: torch.from_numpy(session.run([OUTPUT], {INPUT: images.numpy()})[0])
+
+
+@torch.no_grad()
+def compare(
+    program: Callable[[Tensor], Tensor], classifier: Classifier, image_shape: tuple[int, int, int]
+) -> Agreement:
+    """Compare a program's logits with the network's.
+
+    Raises:
+        UserError: they differ by more than rounding.
+    """
+    generator = torch.Generator().manual_seed(0)
+    ours, theirs = [], []
+    for size in _CHECK_BATCHES:
+        images = torch.rand(size, *image_shape, generator=generator)
+        ours.append(classifier(images))
+        theirs.append(program(images))
+    expected, found = torch.cat(ours), torch.cat(theirs)
+    difference = (expected - found).abs().max().item()
+    largest = expected.abs().max().item()
+    if not difference <= TOLERANCE * max(1.0, largest):  # not finite: refused, too
+        raise UserError(
+            f"the exported program's logits differ from the network's by {difference:.3g}, where the largest logit is "
+            f"{largest:.3g}; nothing is exported, try another --format"
+        )
+    same = (expected.argmax(1) == found.argmax(1)).sum().item()
+    return Agreement(len(expected), difference, int(same))
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
