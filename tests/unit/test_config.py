@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
-from itrd.engine.config import DistillConfig, TrainConfig, milestone_rate
+from itrd.engine.config import DistillConfig, TrainConfig, milestone_rate, rate_of
 from itrd.errors import UserError
 from itrd.stats import paired_difference, summarize
 
@@ -52,6 +54,43 @@ def test_rate_by_epoch() -> None:
     assert rates == pytest.approx([0.05, 0.05, 5e-3, 5e-3, 5e-4, 5e-4, 5e-5, 5e-5])
 
 
+def test_cosine_with_warm_up() -> None:
+    """The binary recipe: 0.02, 0.04, ... 0.1 over five epochs, then cosine to zero over the remaining 596."""
+    config = TrainConfig(model="resnet8", epochs=600, learning_rate=0.1, schedule="cosine", warmup_epochs=5)
+    rates = [rate_of(config.resolved(), epoch) for epoch in range(1, 601)]
+    assert rates[:5] == pytest.approx([0.02, 0.04, 0.06, 0.08, 0.1], rel=1e-12)
+    for epoch in (5, 6, 303, 600):  # counted from 1
+        expected = 0.05 * (1 + math.cos(math.pi * (epoch - 5) / 596))
+        assert rates[epoch - 1] == pytest.approx(expected, rel=1e-12)
+    assert rates[302] == pytest.approx(0.05)
+    assert 0 < rates[599] < 1e-6
+    assert rates[4:] == sorted(rates[4:], reverse=True)
+
+
+def test_cosine_without_warm_up() -> None:
+    config = TrainConfig(model="resnet8", epochs=4, learning_rate=0.2, schedule="cosine").resolved()
+    assert config.milestones is None
+    assert [rate_of(config, e) for e in (1, 2, 3, 4)] == pytest.approx(
+        [0.2, 0.1 * (1 + 0.5**0.5), 0.1, 0.1 * (1 - 0.5**0.5)]
+    )
+
+
+def test_steps_with_warm_up() -> None:
+    config = TrainConfig(model="resnet8", epochs=8, learning_rate=0.1, milestones=[3, 6], warmup_epochs=4)
+    rates = [rate_of(config.resolved(), epoch) for epoch in range(1, 9)]
+    assert rates == pytest.approx([0.025, 0.05, 0.075, 0.01, 0.01, 0.01, 1e-3, 1e-3])
+
+
+def test_settings_of_the_binary_recipe_are_another_track() -> None:
+    for change in ({"schedule": "cosine"}, {"warmup_epochs": 5}, {"normalisation": "imagenet"}):
+        config = TrainConfig(model="wrn_16_2", data="cifar100", **change)
+        assert config.protocol() == "custom"
+        assert config.identity() != TrainConfig(model="wrn_16_2", data="cifar100").identity()
+    # Records from before these settings existed do not mention them.
+    before = TrainConfig(model="wrn_16_2", data="cifar100").identity()
+    assert not before.keys() & {"schedule", "warmup_epochs", "normalisation"}
+
+
 def test_identity_leaves_out_where_a_run_executes() -> None:
     here = TrainConfig(model="resnet8", out="a", device="cpu", data_root="x")
     there = TrainConfig(model="resnet8", out="b", device="cuda", resume=True, data_root="y")
@@ -70,6 +109,10 @@ def test_identity_leaves_out_where_a_run_executes() -> None:
         ({"weight_decay": -1.0}, "weight_decay must not be negative"),
         ({"lr_decay": -3.0}, "lr_decay must be between 0 and 1"),
         ({"momentum": 0.0, "nesterov": True}, "nesterov needs a momentum"),
+        ({"schedule": "cosine", "milestones": [3]}, "the cosine schedule has no milestones"),
+        ({"epochs": 5, "warmup_epochs": 5}, "warmup_epochs must be between 0 and epochs - 1, got 5 of 5"),
+        ({"warmup_epochs": -1}, "warmup_epochs must be between 0"),
+        ({"normalisation": "none"}, "normalisation must be 'dataset' or 'imagenet'"),
         ({"precision": "fp16"}, "precision must be 'fp32' or 'bf16', got 'fp16'"),
         ({"epochs": "3"}, "epochs must be a whole number, got '3'"),
         ({"learning_rate": float("nan")}, "learning_rate must be a finite number or none"),

@@ -7,12 +7,12 @@ import torch
 from torch import nn
 
 from itrd.engine.fold import fold_batch_norms
-from itrd.models import create_model, list_models
+from itrd.models import BENCHMARK_MODELS, create_model
 
 HEAVY = {"ResNet50", "resnet110", "vgg19", "vgg16", "resnet56", "resnet44"}  # as their smaller siblings
 
 
-@pytest.mark.parametrize("name", [n for n in list_models() if n not in HEAVY])
+@pytest.mark.parametrize("name", [n for n in BENCHMARK_MODELS if n not in HEAVY])
 def test_folded_network_is_the_same_function(name: str) -> None:
     torch.manual_seed(0)
     net = create_model(name, 10)

@@ -1,4 +1,4 @@
-"""Networks without reference numbers: the table, initial distributions, errors, and safe use of features."""
+"""The benchmark networks without reference numbers: table, initial distributions, errors, safe use of features."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from itrd.errors import UnknownNameError, UserError
-from itrd.models import create_model, list_models
+from itrd.models import BENCHMARK_MODELS, create_model
 from itrd.models.base import FeatureNet, Outputs
 
 # Parameters at 100 classes, channels and sizes of the maps, size of the embedding, shape of the stem.
@@ -61,7 +61,7 @@ def parameter_count(net: nn.Module) -> int:
 
 
 def test_table_lists_the_benchmark_networks() -> None:
-    assert sorted(list_models()) == sorted(SIZES)
+    assert sorted(BENCHMARK_MODELS) == sorted(SIZES)
 
 
 @pytest.mark.parametrize("name", list(SIZES))

@@ -124,6 +124,59 @@ def datasets(download: str | None = None, data_root: str = "data") -> None:
     show_table(table)
 
 
+def write_export(
+    model: str,
+    out: str,
+    format: Literal["safetensors", "onnx", "torch_export", "packed"] = "safetensors",
+    opset: int | None = None,
+    size: int | None = None,
+    normalise: bool = False,
+    licence: str = "unknown",
+    push: str | None = None,
+    public: bool = False,
+    data_root: str = "data",
+) -> None:
+    """Export a trained network: weights, ONNX, torch.export or packed bits, with a model card.
+
+    Args:
+        model: run folder (its last epoch), checkpoint (best.safetensors of a run folder, for one), NAME:FILE, or a
+            name.
+        out: folder to be written; one that holds the same network in another format gets one more file.
+        format: safetensors (weights alone), onnx or torch_export (programs that do not need itrd), or packed (weights
+            in bits, of a binary network).
+        opset: operator set of ONNX (default: the exporter's own).
+        size: height and width of the images in pixels (default: those of the dataset).
+        normalise: make the normalisation part of the program, which then takes pixels in [0, 1].
+        licence: licence of the weights, as the Hugging Face Hub names licences.
+        push: also upload the folder to this repository of the Hugging Face Hub, ORG/NAME.
+        public: let everybody see a repository that push creates (default: it is private).
+        data_root: folder that holds the datasets; read where the run's record does not tell the normalisation.
+    """
+    from itrd.export import export_trained
+    from itrd.export.hub import check_repository, push_export
+
+    if push is not None:
+        check_repository(push)  # before the work
+    written = export_trained(
+        model,
+        out,
+        format,
+        size=size,
+        normalise=normalise,
+        opset=opset,
+        licence=licence,
+        data_root=data_root,
+    )
+    found = written.agreement
+    print(
+        f"{written.path}: {written.path.stat().st_size:,} bytes"
+        + (f", largest difference of a logit {found.largest_difference:.2g}" if found else "")
+        + (f", same class for {found.same_class} of {found.images} images" if found else "")
+    )
+    if push is not None:
+        print(push_export(out, push, public=public))
+
+
 def text_table(*columns: str) -> Table:
     """Begin a table with these columns."""
     from rich import box

@@ -36,6 +36,7 @@ VERBS: dict[str, Any] = {
     "quickstart": commands.quickstart,
     **RUNS,
     "eval": commands.measure,  # not named like itrd.evaluate: the parser would import that
+    "export": commands.write_export,  # likewise
     "models": commands.models,
     "methods": commands.methods,
     "recipes": commands.recipes,

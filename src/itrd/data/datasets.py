@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 from itrd.errors import DataError, UnknownNameError
 
 if TYPE_CHECKING:  # importing this module must stay cheap: the command line does it at every start
     import numpy as np
     from numpy.typing import NDArray
+    from torch import Tensor
+    from typing_extensions import Self
+
+    from itrd.data.views import Augmentation
 
 
 @dataclass(frozen=True)
@@ -32,12 +36,46 @@ class DatasetInfo:
     source: str  # how it is obtained
 
 
+class AnySplit(Protocol):
+    """One split, decoded (:class:`Split`) or to be read image by image (:class:`itrd.data.lazy.LazySplit`).
+
+    Attributes:
+        labels: int64 (N,); -1 throughout where the images have none.
+    """
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """Labels, int64 (N,)."""
+        ...
+
+    def __len__(self) -> int:
+        """The number of images."""
+        ...
+
+    def read(self, index: int, view: int) -> Tensor:
+        """Return one image's pixels (C, H, W): uint8, or floating-point where they are used as they are."""
+        ...
+
+    def take(self, chosen: NDArray[np.int64]) -> Self:
+        """Return the split of these images, in this order."""
+        ...
+
+    def add_to(self, digest: Any) -> None:
+        """Feed a hash with what the split is."""
+        ...
+
+
 @dataclass(frozen=True, eq=False)
 class Split:
-    """One split: images uint8 (N, C, H, W), C-contiguous, and labels int64 (N,)."""
+    """One split: images uint8 (N, C, H, W), C-contiguous, and labels int64 (N,).
+
+    ``source`` is the fingerprint of the files that the images were decoded from; None where the pixels themselves say
+    what the split is.
+    """
 
     images: NDArray[np.uint8]
     labels: NDArray[np.int64]
+    source: str | None = None
 
     def __post_init__(self) -> None:
         images, labels = self.images, self.labels
@@ -53,6 +91,34 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def read(self, index: int, view: int) -> Tensor:
+        """Return one image's pixels, uint8 (C, H, W); the view makes no difference to what is stored."""
+        import torch
+
+        del view
+        return torch.tensor(self.images[index])  # a copy: the array may be read-only
+
+    def take(self, chosen: NDArray[np.int64]) -> Split:
+        """Return the split of these images, in this order."""
+        import numpy as np
+
+        source = self.source and choice_of(self.source, chosen)
+        return Split(np.ascontiguousarray(self.images[chosen]), self.labels[chosen], source)
+
+    def add_to(self, digest: Any) -> None:
+        """Feed a hash with the source, or else with shape, pixels and labels."""
+        if self.source is not None:
+            digest.update(self.source.encode())
+            return
+        digest.update(repr(self.images.shape).encode())
+        digest.update(self.images.data)
+        digest.update(self.labels.astype("<i8").tobytes())  # same bytes on every machine
+
+
+def choice_of(source: str, chosen: NDArray[np.int64]) -> str:
+    """Return the fingerprint of some images of a source, in this order."""
+    return hashlib.sha256(source.encode() + chosen.astype("<i8").tobytes()).hexdigest()
+
 
 @dataclass(frozen=True, eq=False)
 class ImageDataset:
@@ -61,28 +127,40 @@ class ImageDataset:
     ``mean`` and ``std`` are per channel, for pixels scaled to [0, 1]. ``padding`` (pixels on every
     side, before a random crop) and ``flip`` say what augmentation the dataset is trained with.
     ``normalisation`` says whose ``mean`` and ``std`` they are: the dataset's own, or ImageNet's.
+
+    ``image_size`` is the side of the square that images are brought to when they are read; None where they come in
+    the size they are used in. ``augmentation`` replaces padding and flip where it is not None. ``facts`` go into the
+    record of a run: how the data was read.
     """
 
     name: str
     num_classes: int
     class_names: tuple[str, ...]
-    train: Split
-    test: Split
+    train: AnySplit
+    test: AnySplit
     mean: tuple[float, ...]
     std: tuple[float, ...]
     padding: int
     flip: bool
     normalisation: str = "dataset"
+    image_size: int | None = None
+    augmentation: Augmentation | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
 
     @cached_property
     def fingerprint(self) -> str:
-        """The sha256 (hex) over shapes, pixels and labels of both splits."""
+        """The sha256 (hex) over both splits: shapes, pixels and labels; or their source and the size to come."""
         digest = hashlib.sha256()
         for split in (self.train, self.test):
-            digest.update(repr(split.images.shape).encode())
-            digest.update(split.images.data)
-            digest.update(split.labels.astype("<i8").tobytes())  # same bytes on every machine
+            split.add_to(digest)
+        if self.image_size is not None:
+            digest.update(f"image size {self.image_size}".encode())
         return digest.hexdigest()
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the training images have labels."""
+        return bool((self.train.labels >= 0).all())
 
     def normalised(self, normalisation: str) -> ImageDataset:
         """Return the dataset with the mean and deviation of ``dataset`` (its own) or ``imagenet``.
@@ -92,12 +170,12 @@ class ImageDataset:
         """
         if normalisation == self.normalisation:
             return self
-        if normalisation != "imagenet" or len(self.mean) != len(_IMAGENET_MEAN):
+        if normalisation != "imagenet" or len(self.mean) != len(IMAGENET_MEAN):
             raise DataError(
                 f"{self.name} (normalisation {self.normalisation}) cannot have the normalisation {normalisation}; "
                 "load it anew, and choose dataset, or, for images of three channels, imagenet"
             )
-        return replace(self, mean=_IMAGENET_MEAN, std=_IMAGENET_STD, normalisation=normalisation)
+        return replace(self, mean=IMAGENET_MEAN, std=IMAGENET_STD, normalisation=normalisation)
 
     def subset(self, train: int | None = None, test: int | None = None, seed: int = 0) -> ImageDataset:
         """Return the dataset with ``train`` and ``test`` images left in its splits (None: all).
@@ -120,29 +198,37 @@ class ImageDataset:
             test=self._choose("test", test, seed),
         )
 
-    def _choose(self, which: str, size: int | None, seed: int) -> Split:
+    def _choose(self, which: str, size: int | None, seed: int) -> AnySplit:
         import numpy as np
 
-        split: Split = getattr(self, which)
+        split: AnySplit = getattr(self, which)
         if size is None:
             return split
         if not 1 <= size <= len(split):
             raise DataError(
                 f"cannot take {size} {which} images of {self.name}: choose between 1 and {len(split)}"
             )
-        # The raw output of a bit generator never changes between numpy versions; shuffles may.
-        keys = np.random.PCG64(seed).random_raw(len(split))
-        rank = np.empty(len(split), dtype=np.int64)  # place of an image within its class
-        for label in range(self.num_classes):
-            members = np.flatnonzero(split.labels == label)
-            rank[members[np.argsort(keys[members], kind="stable")]] = np.arange(len(members))
+        rank = rank_in_class(split.labels, seed)
         chosen = np.sort(np.lexsort((split.labels, rank))[:size])  # round robin over the classes
-        return Split(np.ascontiguousarray(split.images[chosen]), split.labels[chosen])
+        return split.take(chosen)
+
+
+def rank_in_class(labels: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
+    """Return every image's place (N,), from 0, in a random order of its class that depends on the seed alone."""
+    import numpy as np
+
+    # The raw output of a bit generator never changes between numpy versions; shuffles may.
+    keys = np.random.PCG64(seed).random_raw(len(labels))
+    rank = np.empty(len(labels), dtype=np.int64)
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        rank[members[np.argsort(keys[members], kind="stable")]] = np.arange(len(members))
+    return rank
 
 
 # Of ImageNet's training images, red, green, blue; as torchvision's models use them.
-_IMAGENET_MEAN = (0.485, 0.456, 0.406)
-_IMAGENET_STD = (0.229, 0.224, 0.225)
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
 
 _KRIZHEVSKY = (
     "A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images, technical report, "

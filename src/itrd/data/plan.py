@@ -6,7 +6,7 @@ The plan depends on (seed, epoch) alone: it is the same on every device and need
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -19,23 +19,32 @@ class EpochPlan:
     """The order of one epoch: image ``order[i]`` is seen in view ``views[i]``.
 
     ``order`` and ``views`` are int64 (N,). Iterating yields (indices, views), both (B,), in batches
-    of ``batch_size``; the last one may be smaller.
+    of ``batch_size``; the last one may be smaller. Where ``uneven`` is given, it lists the batches' sizes instead.
     """
 
     order: Tensor
     views: Tensor
     batch_size: int
+    uneven: tuple[int, ...] | None = None
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The number of images in each batch."""
+        if self.uneven is not None:
+            return self.uneven
+        full, rest = divmod(len(self.order), self.batch_size)
+        return (self.batch_size,) * full + (rest,) * (rest > 0)
 
     def __len__(self) -> int:
         """The number of batches."""
-        return -(-len(self.order) // self.batch_size)
+        return len(self.sizes)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        return zip(self.order.split(self.batch_size), self.views.split(self.batch_size), strict=True)
+        return zip(self.order.split(self.sizes), self.views.split(self.sizes), strict=True)
 
     def to(self, device: torch.device | str) -> EpochPlan:
         """Return the plan on a device: one copy for the whole epoch."""
-        return EpochPlan(self.order.to(device), self.views.to(device), self.batch_size)
+        return replace(self, order=self.order.to(device), views=self.views.to(device))
 
 
 def plan_epoch(
@@ -70,6 +79,16 @@ def plan_epoch(
     else:
         views = torch.full((n,), center_view(num_views))
     return EpochPlan(order, views, batch_size)
+
+
+def pieces(count: int, most: int) -> list[int]:
+    """Sizes of the consecutive pieces, ``most`` at the most, into which a batch of ``count`` images is divided.
+
+    The pieces are as equal as they can be, the larger ones first. None is a single image, of which a batch norm could
+    make nothing, unless ``count`` is 1: there are fewer pieces then.
+    """
+    number = max(1, min(most, count // 2))
+    return [count // number + (i < count % number) for i in range(number)]
 
 
 def center_view(num_views: int) -> int:

@@ -25,6 +25,11 @@ class Drawn(NamedTuple):
     views: Tensor
     pixels: Tensor | None = None
 
+    def part(self, start: int, stop: int) -> Drawn:
+        """Return the samples ``start`` to ``stop`` of the batch."""
+        pixels = None if self.pixels is None else self.pixels[start:stop]
+        return Drawn(self.indices[start:stop], self.views[start:stop], pixels)
+
 
 class ImageSource(Protocol):
     """A split of a dataset, ready to be trained on.

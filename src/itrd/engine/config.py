@@ -22,12 +22,15 @@ SLOW_LEARNERS = ("MobileNetV2", "ShuffleV1", "ShuffleV2")
 # Settings that say where and how a run executes, not what it computes.
 _INCIDENTAL = frozenset(
     {"teacher_table", "out", "resume", "device", "deterministic", "on_nonfinite", "capture"}
-    | {"tensorboard", "data_root", "download", "progress", "profile"}
+    | {"tensorboard", "data_root", "download", "progress", "profile", "control", "seeds"}
 )
 
 # Settings that are younger than the first records. Left out of a run's identity while they are at their default, so
 # that the records and run folders from before them stay what they are.
-_YOUNGER = frozenset({"schedule", "warmup_epochs", "normalisation"})
+_YOUNGER = frozenset(
+    {"schedule", "warmup_epochs", "normalisation", "teacher_taps", "student_taps"}
+    | {"teacher_size", "teacher_mean", "teacher_std"}
+)
 
 
 @dataclass(kw_only=True)
@@ -200,8 +203,10 @@ class DistillConfig(RunConfig):
     Args:
         teacher: run folder or checkpoint of the teacher (.pth or .safetensors), NAME:FILE where the file
             does not tell the architecture, or the name of a network whose published checkpoint lies under
-            save/models.
-        student: name of the network to train (`itrd models` lists them).
+            save/models. Or a library's pretrained network: timm:NAME, torchvision:NAME, hf:ORG/NAME, each with
+            @FILE for other weights.
+        student: name of the network to train (`itrd models` lists them), or timm:NAME, torchvision:NAME, hf:ORG/NAME,
+            with fresh weights unless @pretrained or @FILE follows.
         method: what to add to the cross-entropy: a method (`itrd methods` lists them), with settings as in
             itrd(alpha=1.5), or a weighted sum such as kd + 0.8*itrd or 0.1*ce + 0.9*kd.
         ce_weight: weight of the cross-entropy (default: the method's published weight; 1 in sums).
@@ -209,6 +214,18 @@ class DistillConfig(RunConfig):
             (image, view) is then computed once and looked up ever after, also by later runs of any method
             and seed (default: run the teacher at every step).
         track: reference reproduces the published code's side effects on batch norms; clean avoids them.
+        teacher_taps: modules of the teacher whose outputs are its feature maps, shallow to deep, as in [layer3,layer4];
+            embedding=PATH names the module whose output is the embedding (default: a benchmark network's own
+            maps, otherwise chosen automatically and printed).
+        student_taps: the same of the student; equally many.
+        teacher_size: height and width of the images that the teacher expects; the student's are resized for it (default:
+            what the teacher's library says, otherwise the student's).
+        teacher_mean: mean of each channel, of pixels in 0..1, that the teacher's images are normalised with (default: what
+            the teacher's library says, otherwise the student's).
+        teacher_std: the deviation that belongs to teacher_mean.
+        control: also train the student alone, with the same seeds, initial weights, data order and epochs, and
+            report the difference.
+        seeds: number of runs, with the seeds from seed on.
     """
 
     teacher: str
@@ -217,6 +234,28 @@ class DistillConfig(RunConfig):
     ce_weight: float | None = None
     track: Literal["reference", "clean"] = "reference"
     teacher_table: str | None = None
+    teacher_taps: list[str] | None = None
+    student_taps: list[str] | None = None
+    teacher_size: int | None = None
+    teacher_mean: list[float] | None = None
+    teacher_std: list[float] | None = None
+    control: bool = False
+    seeds: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("teacher_taps", "student_taps"):
+            taps = getattr(self, name)
+            if taps is not None and (not taps or "" in taps or len(set(taps)) < len(taps)):
+                raise UserError(f"{name} must be a list of different modules, as in [layer3,layer4], got {taps}")
+        if self.teacher_size is not None and self.teacher_size < 1:
+            raise UserError(f"teacher_size must be at least 1, got {self.teacher_size}")
+        if any(std <= 0 for std in self.teacher_std or ()):
+            raise UserError(f"teacher_std must be positive, got {self.teacher_std}")
+        if self.seeds < 1:
+            raise UserError(f"seeds must be at least 1, got {self.seeds}")
+        if self.profile is not None and (self.control or self.seeds > 1):
+            raise UserError("profile records one run; leave out control and seeds")
 
     @property
     def trained_model(self) -> str:
@@ -225,7 +264,7 @@ class DistillConfig(RunConfig):
 
     def run_name(self) -> str:
         """``data-teacher-student-method-seedN``."""
-        parts = (self.data, _tidy(self.teacher), self.student, _tidy(self.method), f"seed{self.seed}")
+        parts = (self.data, _tidy(self.teacher), _tidy(self.student), _tidy(self.method), f"seed{self.seed}")
         return "-".join(str(part) for part in parts)
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from torch import nn
 
-from itrd.engine import zoo
-from itrd.engine.checkpoint import classes_in, load_into, read_weights
+from itrd.engine import hubs, zoo
+from itrd.engine.checkpoint import MAX_CLASSES, classes_in, load_into, read_weights
 from itrd.engine.files import sha256_of
 from itrd.errors import CheckpointError, UserError
 from itrd.models import BENCHMARK_MODELS, create_model, list_models
@@ -28,6 +28,7 @@ class TrainedNetwork:
         sha256: checksum of the file.
         data: name of the dataset it was trained on, where the file tells.
         normalisation: of the images it was trained on, ``dataset`` or ``imagenet``; None where that is not known.
+        preprocessing: what images it expects, where a library says so.
     """
 
     net: nn.Module
@@ -37,10 +38,11 @@ class TrainedNetwork:
     sha256: str | None
     data: str | None
     normalisation: str | None = None
+    preprocessing: hubs.Preprocessing = hubs.Preprocessing()
 
 
 def load_network(spec: str) -> TrainedNetwork:
-    """Load a trained network from a run folder, a file, ``NAME:FILE``, or by name.
+    """Load a trained network from a run folder, a file, ``NAME:FILE``, or by name, also of :mod:`itrd.engine.hubs`.
 
     A name is looked up in the zoo (:mod:`itrd.engine.zoo`) first, then among the published teachers' files under
     ``save/models``. A file of the zoo must be the one that its card describes.
@@ -49,6 +51,12 @@ def load_network(spec: str) -> TrainedNetwork:
         CheckpointError: missing, damaged, unsafe, or for another architecture.
         UserError: the architecture cannot be told from the file's name or content.
     """
+    if hubs.is_hub(spec):
+        hub = hubs.build(spec, pretrained=True)
+        arch = str(hub.net.arch)
+        return TrainedNetwork(
+            hub.net, arch, hub.num_classes, hub.source, hub.sha256, None, preprocessing=hub.preprocessing
+        )
     arch, _, rest = spec.partition(":")
     in_zoo = zoo.find(spec)
     if arch in list_models() and rest:
@@ -77,6 +85,13 @@ def load_network(spec: str) -> TrainedNetwork:
     state, metadata = read_weights(path)
     state = zoo.single(state)
     arch = arch or metadata.get("arch") or architecture_from_path(path) or ""
+    if arch.startswith(("timm:", "torchvision:")):  # hf: would fetch what the file names; its user must name it
+        num_classes = _classes_said(metadata, path)
+        net = hubs.build(arch.partition("@")[0], num_classes).net
+        load_into(net, state, str(path))
+        data = metadata.get("data")
+        normalisation = metadata.get("normalisation", "dataset")
+        return TrainedNetwork(net.eval(), arch, num_classes, str(path), sha256_of(path), data, normalisation)
     if arch not in list_models():
         raise UserError(f"cannot tell the architecture of {path}; write NAME:{path}, NAME from `itrd models`")
     num_classes = classes_in(state) or 100
@@ -86,6 +101,13 @@ def load_network(spec: str) -> TrainedNetwork:
     normalisation = metadata.get("normalisation", "dataset" if "data" in metadata else None)
     data = metadata.get("data")
     return TrainedNetwork(net.eval(), arch, num_classes, str(path), sha256_of(path), data, normalisation)
+
+
+def _classes_said(metadata: dict[str, str], path: Path) -> int:
+    said = metadata.get("num_classes", "")
+    if not said.isdecimal() or not 0 < int(said) <= MAX_CLASSES:
+        raise CheckpointError(f"{path} does not say how many classes it has; train it again")
+    return int(said)
 
 
 def architecture_from_path(path: str | Path) -> str | None:

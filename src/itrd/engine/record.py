@@ -89,6 +89,8 @@ def build_record(
             "fingerprint": data.fingerprint,
             "train": len(data.train),
             "test": len(data.test),
+            "mean": list(data.mean),
+            "std": list(data.std),
         },
         "parameters": sum(p.numel() for p in task.student.parameters()),
         "objective": task.objective.describe(),

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
-from torch import Tensor, nn
+from torch import nn
 
 from itrd.engine.config import RunConfig, rate_of
 from itrd.engine.task import DistillTask, StepOutput
@@ -24,14 +25,14 @@ class Stage:
         epochs: passes over the training set.
         rate: learning rate of an epoch, counted from 1.
         begin: puts the modules into the modes of this stage and returns the parameters it trains.
-        step: loss of one batch, given the teacher's outputs if they are known already.
+        loss: loss of one batch from the outputs of student and teacher.
     """
 
     name: str
     epochs: int
     rate: Callable[[int], float]
     begin: Callable[[], list[nn.Parameter]]
-    step: Callable[[Tensor, Batch, Outputs | None], StepOutput]
+    loss: Callable[[Outputs, Outputs | None, Batch], StepOutput]
 
 
 def stages_of(task: DistillTask, config: RunConfig) -> list[Stage]:
@@ -48,7 +49,7 @@ def _first(task: DistillTask, method: Method, stage: FirstStage, config: RunConf
         stage.epochs,
         lambda epoch: rate,
         lambda: task.first_stage_mode(stage),
-        lambda images, batch, teacher: task.first_stage_step(method, images, batch),
+        partial(task.first_stage_loss, method),
     )
 
 
@@ -62,5 +63,5 @@ def _main(task: DistillTask, config: RunConfig) -> Stage:
         config.epochs,
         lambda epoch: rate_of(config, epoch),
         begin,
-        task,
+        task.loss,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -9,10 +10,12 @@ from torch import Tensor, nn
 from torch.profiler import record_function
 
 from itrd.engine.fold import fold_batch_norms
+from itrd.errors import UserError
 from itrd.methods.base import Batch, FirstStage, Method, Setup
 from itrd.methods.objective import Objective
 from itrd.models.base import FeatureNet, Outputs
-from itrd.models.observe import Observer, logits_of, observer
+from itrd.models.observe import Observer, examined, has_own_features, logits_of, observer, plain
+from itrd.models.taps import MatchedTaps, match_taps
 
 
 class StepOutput(NamedTuple):
@@ -34,6 +37,15 @@ class DistillTask(nn.Module):
         track: ``reference`` or ``clean``, see :meth:`itrd.methods.objective.Objective.preact`.
         fold_teacher: run a copy of the teacher whose batch norms are folded into its convolutions; benchmark
             networks only. Its outputs differ from the teacher's by rounding.
+        student_taps, teacher_taps: modules whose outputs are the feature maps, see
+            :func:`itrd.models.taps.match_taps`; None for a network's own maps, or an automatic choice.
+
+    Attributes:
+        taps: which map of the student belongs to which of the teacher, known after :meth:`setup`; None where no
+            method reads maps, and where both networks offer their own, which the methods pair as published.
+
+    Raises:
+        UserError: teacher and student share parameters.
     """
 
     def __init__(
@@ -43,8 +55,12 @@ class DistillTask(nn.Module):
         objective: Objective,
         track: str = "reference",
         fold_teacher: bool = False,
+        student_taps: Sequence[str] | None = None,
+        teacher_taps: Sequence[str] | None = None,
     ) -> None:
         super().__init__()
+        if teacher is not None:
+            _check_separate(student, teacher)
         self.student = student
         self.objective = objective
         # Kept out of the module tree: not trained, not moved into train mode, not part of checkpoints.
@@ -53,6 +69,8 @@ class DistillTask(nn.Module):
         self._observe_student = observer(student) if objective.reads else None
         self._observe_teacher = observer(teacher) if teacher is not None else None
         self._fold_teacher = fold_teacher
+        self._given_taps = student_taps, teacher_taps
+        self.taps: MatchedTaps | None = None
 
     @property
     def teacher(self) -> nn.Module | None:
@@ -65,20 +83,36 @@ class DistillTask(nn.Module):
         return self._observe_teacher
 
     def setup(self, images: Tensor, num_classes: int, train_labels: Tensor) -> None:
-        """Build the objective's trainable modules from the shapes that a few images give."""
+        """Build the objective's trainable modules from the shapes that a few images give.
+
+        Raises:
+            UserError: a network does not take the images, does not give what a method reads, or the teacher's
+                outputs are not finite.
+        """
         if self.teacher is None or not self.objective.reads:
             return
-        training = self.student.training
-        self.student.eval()
-        with torch.no_grad():
-            student, teacher = self._student_outputs(images), self._teacher_outputs(images)
-        self.student.train(training)
+        self.taps = self._match_taps(images)
+        if self.taps is not None:
+            self._observe_student, self._observe_teacher = self.taps.student.observe, self.taps.teacher.observe
+        with examined("student", self.student, images):
+            student = self._student_outputs(images)
+        with examined("teacher", self.teacher, images):
+            teacher = self._teacher_outputs(images)
         assert teacher is not None
-        setup = Setup(student, teacher, self.student, self.teacher, num_classes, train_labels)
-        self.objective.setup(setup)
+        _check_finite(self.teacher, teacher)
+        net = plain(self.teacher)
+        self.objective.setup(Setup(student, teacher, self.student, net, num_classes, train_labels))
         self.objective.to(images.device)
-        if self._fold_teacher and isinstance(self.teacher, FeatureNet):
+        if self._fold_teacher and isinstance(self.teacher, FeatureNet) and self.taps is None:
             self._observe_teacher = fold_batch_norms(self.teacher, images).observe
+
+    def _match_taps(self, images: Tensor) -> MatchedTaps | None:
+        assert self.teacher is not None
+        given = any(taps is not None for taps in self._given_taps)
+        own = has_own_features(plain(self.student)) and has_own_features(plain(self.teacher))
+        if not given and (own or "maps" not in self.objective.reads):
+            return None
+        return match_taps(self.student, self.teacher, images, *self._given_taps)
 
     def start_epoch(self, epoch: int, epochs: int) -> None:
         """Tell the objective, and the student's modules that follow a schedule, which epoch of the main stage begins.
@@ -98,17 +132,26 @@ class DistillTask(nn.Module):
 
         ``teacher`` gives the teacher's outputs where they are known already; otherwise it is run.
         """
+        return self.loss(*self.observe(images, teacher), batch)
+
+    def observe(
+        self, images: Tensor, teacher: Outputs | None = None
+    ) -> tuple[Outputs, Outputs | None]:
+        """Run the student on images (B, C, H, W), and the teacher unless its outputs are given or not needed."""
         if teacher is None:
             teacher = self._teacher_outputs(images)
-        student = self._student_outputs(images)
+        return self._student_outputs(images), teacher
+
+    def loss(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> StepOutput:
+        """Compute the loss from the networks' outputs."""
         with record_function("itrd.objective"):
             loss, terms = self.objective(student, teacher, batch)
         return StepOutput(loss, student.logits.detach(), {"loss": loss.detach(), **terms})
 
-    def first_stage_step(self, method: Method, images: Tensor, batch: Batch) -> StepOutput:
-        """Compute the loss of one batch in a method's first stage: the sum of its terms."""
-        teacher = self._teacher_outputs(images)
-        student = self._student_outputs(images)
+    def first_stage_loss(
+        self, method: Method, student: Outputs, teacher: Outputs | None, batch: Batch
+    ) -> StepOutput:
+        """Compute the loss in a method's first stage: the sum of its terms."""
         assert teacher is not None
         terms = method(student, teacher, batch, first_stage=True)
         loss = torch.stack(list(terms.values())).sum()
@@ -136,3 +179,24 @@ class DistillTask(nn.Module):
             return None
         with torch.no_grad(), record_function("itrd.teacher"):
             return self._observe_teacher(images, self._teacher_preact)
+
+
+def _check_separate(student: nn.Module, teacher: nn.Module) -> None:
+    theirs = {id(parameter) for parameter in teacher.parameters()}
+    shared = [name for name, parameter in student.named_parameters() if id(parameter) in theirs]
+    if shared:
+        raise UserError(
+            f"teacher and student are the same module or share parameters ({shared[0]}), and the teacher's are "
+            "frozen; give the student parameters of its own, for example by copy.deepcopy"
+        )
+
+
+def _check_finite(net: nn.Module, seen: Outputs) -> None:
+    maps = {f"map {i}": value for i, value in enumerate(seen.maps, 1)}
+    given = {"logits": seen.logits, "embedding": seen.embedding, **maps, "stem": seen.stem}
+    broken = [name for name, value in given.items() if value is not None and not bool(value.isfinite().all())]
+    if broken:
+        raise UserError(
+            f"the teacher {type(plain(net)).__name__} gives numbers that are not finite on the first training images "
+            f"({', '.join(broken)}); its weights are damaged, or its images are of another kind: use another one"
+        )

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import io
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from itrd.engine.files import write_atomically
 from itrd.errors import UserError
 from itrd.extras import require
 from itrd.models.observe import logits_of
@@ -69,7 +66,7 @@ class Agreement:
     same_class: int
 
 
-def record(classifier: Classifier, image_shape: tuple[int, int, int]) -> ExportedProgram:
+def record_program(classifier: Classifier, image_shape: tuple[int, int, int]) -> ExportedProgram:
     """Record what a classifier computes, for any batch size.
 
     Raises:
@@ -88,9 +85,7 @@ def record(classifier: Classifier, image_shape: tuple[int, int, int]) -> Exporte
 
 def write_torch(program: ExportedProgram, path: Path) -> None:
     """Write a program for ``torch.export.load``."""
-    buffer = io.BytesIO()
-    torch.export.save(program, buffer)
-    write_atomically(path, buffer.getvalue())
+    torch.export.save(program, path)
 
 
 def write_onnx(
@@ -122,16 +117,13 @@ def write_onnx(
     if opset not in (None, written):
         raise UserError(f"this network has no form in ONNX's operator set {opset}; choose --opset {written}")
     converted.model.metadata_props.update(metadata or {})
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        beside = Path(folder) / path.name
-        converted.save(beside, external_data=False)
-        write_atomically(path, beside.read_bytes())
+    converted.save(path, external_data=False)
     return written
 
 
 def run_torch(path: Path) -> Callable[[Tensor], Tensor]:
     """Load a program that :func:`write_torch` wrote, as a function of images."""
-    return torch.export.load(io.BytesIO(path.read_bytes())).module()
+    return torch.export.load(path).module()
 
 
 def run_onnx(path: Path) -> Callable[[Tensor], Tensor]:
@@ -161,7 +153,7 @@ def compare(
     expected, found = torch.cat(ours), torch.cat(theirs)
     difference = (expected - found).abs().max().item()
     largest = expected.abs().max().item()
-    if not difference <= TOLERANCE * max(1.0, largest):  # not finite: refused, too
+    if not difference <= TOLERANCE * largest:  # not finite: refused, too
         raise UserError(
             f"the exported program's logits differ from the network's by {difference:.3g}, where the largest logit is "
             f"{largest:.3g}; nothing is exported, try another --format"

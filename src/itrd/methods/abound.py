@@ -16,7 +16,7 @@ class AB(Method):
     """Activation boundaries (Heo, Lee, Yun, Choi, AAAI 2019).
 
     arXiv 1811.03233. Reads the maps F_s,i, F_t,i before their activation, i = 0..n-1. Connector r_i: the
-    identity where channels and height agree, else a convolution and a batch norm
+    identity where channels and size agree, else a convolution and a batch norm
     (:class:`itrd.methods.connectors.ConvReg` without ReLU).
 
     First stage, ``init_epochs`` epochs over the connectors and the student's modules below the classifier,
@@ -49,6 +49,7 @@ class AB(Method):
     paper = "Heo, Lee, Yun, Choi, AAAI 2019, arXiv 1811.03233"
     formula = "first stage: L = sum_i 2^(i-n+1) 3/(1000 B) sum (s + m)^2 [s > -m, t <= 0] + (s - m)^2 [s <= m, t > 0]"
     reads = frozenset({"maps"})
+    relates_samples = False
     student_preact = True
     teacher_preact = True
 
@@ -62,7 +63,7 @@ class AB(Method):
         """Build the connectors."""
         check_same_maps(self.name, setup.student.maps, setup.teacher.maps)
         self.connectors = nn.ModuleList(
-            nn.Identity() if f_s.shape[1:3] == f_t.shape[1:3] else ConvReg(f_s.shape, f_t.shape, relu=False)
+            nn.Identity() if f_s.shape[1:] == f_t.shape[1:] else ConvReg(f_s.shape, f_t.shape, relu=False)
             for f_s, f_t in zip(setup.student.maps, setup.teacher.maps, strict=True)
         )
         self._student = [setup.student_net]

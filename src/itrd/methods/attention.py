@@ -18,7 +18,7 @@ class Attention(Method):
         Q(F) = v / ||v||,  v_hw = mean_c F_chw^2,
         L = sum over pairs of maps of mean_{b,h,w} (Q(F_s) - Q(F_t))^2.
 
-    Where the heights of a pair differ, the larger map is average-pooled first. If one network has more maps
+    Where the sizes of a pair differ, the larger map is average-pooled first. If one network has more maps
     than the other, its deepest ones are left over, as in the published code.
 
     Where the published benchmark code, which this follows, differs from the paper:
@@ -34,6 +34,7 @@ class Attention(Method):
     paper = "Zagoruyko, Komodakis, ICLR 2017, arXiv 1612.03928"
     formula = "L = sum_i mean (Q(F_s,i) - Q(F_t,i))^2,  Q(F) = vec(mean_c F_c^2) / ||.||"
     reads = frozenset({"maps"})
+    relates_samples = False
     weight = 1000.0
 
     def terms(self, student: Outputs, teacher: Outputs, batch: Batch) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ its name, its paper and what it reads, and implement :meth:`Method.terms`. Every
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -84,6 +84,8 @@ class Method(nn.Module):
         ce_weight: published weight of the cross-entropy beside it.
         student_preact, teacher_preact: whether the published code calls the network with ``preact=True``,
             which gives maps before their activation.
+        relates_samples: whether its loss is more than a mean over samples of something that each has by itself. Where
+            a batch is divided among processes, such a method gets the outputs of all of them.
         per_sample: whether it keeps something for every training sample, and so reads ``Batch.indices`` and
             ``Setup.train_labels``.
     """
@@ -99,6 +101,7 @@ class Method(nn.Module):
 
     student_preact: ClassVar[bool] = False
     teacher_preact: ClassVar[bool] = False
+    relates_samples: bool = True  # the safe answer; an instance may narrow it
     per_sample: ClassVar[bool] = False
 
     def setup(self, setup: Setup) -> None:
@@ -160,23 +163,31 @@ class Method(nn.Module):
         The teacher's outputs are detached first: nothing that a method does can reach the teacher, while a
         trainable head on the teacher's side still gets its gradient.
         """
-        for side, outputs in (("student", student), ("teacher", teacher)):
-            for what in self.reads:
-                value = getattr(outputs, what)
-                if value is None or (what == "maps" and not value):
-                    raise UserError(
-                        f"method {self.name!r} reads {what}, and the {side} does not provide them"
-                    )
-        student, teacher = _only(self.reads, student), _only(self.reads, teacher)
-        teacher = _map(torch.Tensor.detach, teacher)
+        self.check_provided(student, teacher)
+        # Promoting maps that nobody reads would cost more than most losses.
+        student, teacher = student.only(self.reads), teacher.only(self.reads).map(torch.Tensor.detach)
         device = student.logits.device.type
         if not torch.is_autocast_enabled(device):  # then nothing else brings the inputs to the weights' type
-            student, teacher = _map(at_least_float32, student), _map(at_least_float32, teacher)
+            student, teacher = student.map(at_least_float32), teacher.map(at_least_float32)
         connect = self.first_stage_connect if first_stage else self.connect
         terms = self.first_stage_terms if first_stage else self.terms
         student, teacher = connect(student, teacher)
         with torch.autocast(device, enabled=False):
-            return terms(_map(at_least_float32, student), _map(at_least_float32, teacher), batch)
+            return terms(student.map(at_least_float32), teacher.map(at_least_float32), batch)
+
+    def check_provided(self, student: Outputs, teacher: Outputs) -> None:
+        """Refuse outputs that lack what the method reads.
+
+        Raises:
+            UserError: names what is missing, and the network.
+        """
+        for side, outputs in (("student", student), ("teacher", teacher)):
+            for what in sorted(self.reads):
+                if getattr(outputs, what) is None or (what == "maps" and not outputs.maps):
+                    raise UserError(
+                        f"method {self.name!r} reads {what}, and the {side} does not provide them: "
+                        + _MISSING[what].format(side=side)
+                    )
 
     def loss(self, terms: Mapping[str, Tensor]) -> Tensor:
         """Weighted sum of the terms."""
@@ -191,25 +202,14 @@ class Method(nn.Module):
         return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
 
 
+_MISSING = {
+    "logits": "it must return them",
+    "embedding": "it has no linear layer whose input it would be; name a module with --{side}_taps embedding=PATH",
+    "maps": "no module gives one, or it was not looked for; name modules with --{side}_taps",
+    "stem": "only the networks of `itrd models` do; choose one of these, or a method that reads maps",
+}
+
+
 def at_least_float32(x: Tensor) -> Tensor:
     """Promote half precision to float32; leave float32 and float64 alone."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-
-
-def _only(reads: frozenset[str], outputs: Outputs) -> Outputs:
-    """Leave out what a method does not read: promoting maps for nothing costs more than most losses."""
-    return Outputs(
-        outputs.logits,
-        outputs.embedding if "embedding" in reads else None,
-        outputs.maps if "maps" in reads else (),
-        outputs.stem if "stem" in reads else None,
-    )
-
-
-def _map(function: Callable[[Tensor], Tensor], outputs: Outputs) -> Outputs:
-    return Outputs(
-        function(outputs.logits),
-        None if outputs.embedding is None else function(outputs.embedding),
-        tuple(function(m) for m in outputs.maps),
-        None if outputs.stem is None else function(outputs.stem),
-    )

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from torch import Size, Tensor, nn
 
-from itrd.errors import UserError
-
 
 class ConvReg(nn.Module):
     """Convolution and batch norm (and ReLU) from a student's map to the teacher's channels and size.
@@ -14,19 +12,17 @@ class ConvReg(nn.Module):
 
         H_s = 2 H_t     3x3, stride 2, padding 1;
         2 H_s = H_t     transposed 4x4, stride 2, padding 1;
-        H_s >= H_t      (1 + H_s - H_t) x (1 + W_s - W_t), stride 1, no padding (1x1 for equal sizes).
+        H_s >= H_t      (1 + H_s - H_t) x (1 + W_s - W_t), stride 1, no padding (1x1 for equal sizes);
+        otherwise       1x1, and the map is resized to (H_t, W_t) before it: bilinear, corners not aligned.
 
-    The benchmark code of CRD chooses in the same way. Its last branch raises a ``TypeError`` by mistake;
-    here it is a :class:`UserError`. The gradient of the convolution's bias is zero up to rounding, because
-    the batch norm removes it.
+    The benchmark code of CRD chooses in the same way, but for the last branch, where it raises a ``TypeError``
+    by mistake, and but for maps that are not square, whose widths must fit the rule here, too. The gradient of
+    the convolution's bias is zero up to rounding, because the batch norm removes it.
 
     Args:
         student_shape: (B, C_s, H_s, W_s).
         teacher_shape: (B, C_t, H_t, W_t).
         relu: end with a ReLU.
-
-    Raises:
-        UserError: no rule fits.
     """
 
     def __init__(self, student_shape: Size, teacher_shape: Size, relu: bool = True) -> None:
@@ -34,20 +30,19 @@ class ConvReg(nn.Module):
         _, c_s, h_s, w_s = student_shape
         _, c_t, h_t, w_t = teacher_shape
         self.conv: nn.Conv2d | nn.ConvTranspose2d
-        if h_s == 2 * h_t:
+        self.resize: nn.Module = nn.Identity()
+        if (h_s, w_s) == (2 * h_t, 2 * w_t):
             self.conv = nn.Conv2d(c_s, c_t, 3, stride=2, padding=1)
-        elif 2 * h_s == h_t:
+        elif (2 * h_s, 2 * w_s) == (h_t, w_t):
             self.conv = nn.ConvTranspose2d(c_s, c_t, 4, stride=2, padding=1)
         elif h_s >= h_t and w_s >= w_t:
             self.conv = nn.Conv2d(c_s, c_t, (1 + h_s - h_t, 1 + w_s - w_t))
         else:
-            raise UserError(
-                f"no connector leads from a student's map of {h_s}x{w_s} to a teacher's of {h_t}x{w_t}; "
-                "choose maps where the student's is at least as large as, or half as large as, the teacher's"
-            )
+            self.resize = nn.Upsample((h_t, w_t), mode="bilinear")
+            self.conv = nn.Conv2d(c_s, c_t, 1)
         self.bn = nn.BatchNorm2d(c_t)
         self.relu = nn.ReLU() if relu else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C_s, H_s, W_s) to (B, C_t, H_t, W_t)."""
-        return self.relu(self.bn(self.conv(x)))
+        return self.relu(self.bn(self.conv(self.resize(x))))

@@ -45,6 +45,7 @@ class FT(Method):
     paper = "Kim, Park, Kwak, NeurIPS 2018, arXiv 1802.04977"
     formula = "L = mean |phi(translator(F_s)) - phi(encoder(F_t))|,  phi(f) = vec(mean_c f_c^2) / ||.||"
     reads = frozenset({"maps"})
+    relates_samples = False
     weight = 200.0
 
     translator: Translator | None

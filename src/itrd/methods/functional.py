@@ -60,14 +60,9 @@ def mean_square(x: Tensor) -> Tensor:
 
 
 def pool_to_match(f_s: Tensor, f_t: Tensor) -> tuple[Tensor, Tensor]:
-    """Bring two maps (B, C, H, W) to one size: where the heights differ, pool the larger one.
+    """Bring two maps (B, C, H, W) to one size: adaptive average pooling to the smaller height and the smaller width.
 
-    As in the benchmark code of CRD the larger map is adaptively average-pooled to a square (h, h), h the
-    smaller height; widths are not looked at.
+    For square maps this is the pooling of the benchmark code of CRD, which looks at heights alone.
     """
-    h_s, h_t = f_s.shape[2], f_t.shape[2]
-    if h_s > h_t:
-        f_s = F.adaptive_avg_pool2d(f_s, (h_t, h_t))
-    elif h_t > h_s:
-        f_t = F.adaptive_avg_pool2d(f_t, (h_s, h_s))
-    return f_s, f_t
+    size = (min(f_s.shape[2], f_t.shape[2]), min(f_s.shape[3], f_t.shape[3]))
+    return tuple(f if f.shape[2:] == size else F.adaptive_avg_pool2d(f, size) for f in (f_s, f_t))  # type: ignore[return-value]

@@ -35,6 +35,7 @@ class Hint(Method):
     paper = "Romero, Ballas, Kahou, Chassang, Gatta, Bengio, ICLR 2015, arXiv 1412.6550"
     formula = "L = mean (r(F_s[h]) - F_t[h])^2"
     reads = frozenset({"maps"})
+    relates_samples = False
     weight = 100.0
 
     regressor: ConvReg | None

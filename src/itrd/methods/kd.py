@@ -31,6 +31,7 @@ class KD(Method):
     paper = "Hinton, Vinyals, Dean, 2015, arXiv 1503.02531"
     formula = "L = T^2 KL(softmax(z_t / T) || softmax(z_s / T))"
     reads = frozenset({"logits"})
+    relates_samples = False
     weight = 0.9
     weight_in_sum = 1.0
     ce_weight = 0.1

@@ -44,6 +44,7 @@ class LogitStandardization(Method):
         super().__init__()
         self.base = base
         self.method = _logit_method(base)
+        self.relates_samples = self.method.relates_samples
 
     def setup(self, setup: Setup) -> None:
         """Set the base method up."""

@@ -15,6 +15,7 @@ class NoDistillation(Method):
     title = "Student alone"
     paper = "the control: no distillation"
     formula = "L = CE(z_s, y)"
+    relates_samples = False
 
     def terms(self, student: Outputs, teacher: Outputs, batch: Batch) -> dict[str, Tensor]:
         """Return no term."""

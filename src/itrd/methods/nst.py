@@ -19,7 +19,7 @@ class NST(Method):
         L = sum over pairs of maps of mean_b [ mean_cc' k(u_t,c, u_t,c') + mean_cc' k(u_s,c, u_s,c')
                                                - 2 mean_cc' k(u_s,c, u_t,c') ].
 
-    C_s and C_t may differ. Where the heights of a pair differ, the larger map is average-pooled first. If one
+    C_s and C_t may differ. Where the sizes of a pair differ, the larger map is average-pooled first. If one
     network has more maps than the other, its deepest ones are left over, as in the published code.
 
     Computed by matrix products, from whichever is smaller: the channels' inner products (C x C), or the
@@ -37,6 +37,7 @@ class NST(Method):
     paper = "Huang, Wang, 2017, arXiv 1707.01219"
     formula = "L = sum_i MMD^2_k({u_s,c}, {u_t,c}),  k(a, b) = (a.b)^2,  u_c = channel / ||channel||"
     reads = frozenset({"maps"})
+    relates_samples = False
     weight = 50.0
 
     def terms(self, student: Outputs, teacher: Outputs, batch: Batch) -> dict[str, Tensor]:

@@ -69,6 +69,11 @@ class Objective(nn.Module):
         return frozenset().union(*(m.reads for m in self._methods()))
 
     @property
+    def relates_samples(self) -> bool:
+        """Whether a method needs the outputs of the whole batch at once."""
+        return any(m.relates_samples for m in self._methods())
+
+    @property
     def per_sample(self) -> bool:
         """Whether a method needs the samples' indices and the labels of the whole training set."""
         return any(m.per_sample for m in self._methods())
@@ -96,8 +101,13 @@ class Objective(nn.Module):
         return any(m.student_preact for m in asking), any(m.teacher_preact for m in asking)
 
     def setup(self, setup: Setup) -> None:
-        """Build the trainable modules of all methods."""
+        """Build the trainable modules of all methods.
+
+        Raises:
+            UserError: the networks lack what a method reads, or do not fit it.
+        """
         for method in self._methods():
+            method.check_provided(setup.student, setup.teacher)
             method.setup(setup)
 
     def start_epoch(self, epoch: int) -> None:

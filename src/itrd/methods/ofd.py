@@ -38,6 +38,7 @@ class OFD(Method):
     paper = "Heo, Kim, Yun, Park, Kwak, Choi, ICCV 2019, arXiv 1904.01866"
     formula = "L = sum_i 2^-(n-1-i) (1/B) sum [s > tau or tau > 0] (s - tau)^2,  tau = max(t, m)"
     reads = frozenset({"maps"})
+    relates_samples = False
     weight = 0.001
     student_preact = True
     teacher_preact = True

@@ -54,6 +54,7 @@ class ReviewKD(Method):
     paper = "Chen, Liu, Zhao, Jia, CVPR 2021, arXiv 2104.09044"
     formula = "L = min(1, epoch / 20) sum_i hcl(s_i, t_i),  s_i fused from levels i and deeper"
     reads = frozenset({"maps", "embedding"})
+    relates_samples = False
     weight = 5.0
     teacher_preact = True
 

@@ -32,6 +32,7 @@ class TTM(Method):
     paper = "Zheng, Yang, ICLR 2024, arXiv 2402.11148"
     formula = "L = mean_b KL(p_b^g / U_b || softmax(z_s)_b),  p = softmax(z_t)"
     reads = frozenset({"logits"})
+    relates_samples = False
     weight = 45.0
 
     def __init__(self, *, g: float = 0.1) -> None:

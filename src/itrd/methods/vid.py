@@ -22,7 +22,7 @@ class VID(Method):
         var_c = log(1 + exp(a_c)) + eps,
         L = sum over pairs of mean over all elements of 1/2 [(mu(F_s) - F_t)^2 / var_c + log var_c].
 
-    Where the heights of a pair differ, the larger map is average-pooled first. If one network has more maps
+    Where the sizes of a pair differ, the larger map is average-pooled first. If one network has more maps
     than the other, its deepest ones are left over, as in the published code.
 
     Where the published benchmark code, which this follows, differs from the paper: mean instead of sum over
@@ -42,6 +42,7 @@ class VID(Method):
     paper = "Ahn, Hu, Damianou, Lawrence, Dai, CVPR 2019, arXiv 1904.05835"
     formula = "L = sum_i mean 1/2 [(mu(F_s,i) - F_t,i)^2 / var_c + log var_c],  var = log(1 + exp(a)) + eps"
     reads = frozenset({"maps"})
+    relates_samples = False
 
     def __init__(self, *, init_pred_var: float = 5.0, eps: float = 1e-5) -> None:
         super().__init__()

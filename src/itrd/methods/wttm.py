@@ -30,6 +30,7 @@ class WTTM(Method):
     paper = "Zheng, Yang, ICLR 2024, arXiv 2402.11148"
     formula = "L = mean_b U_b KL(p_b^g / U_b || softmax(z_s)_b),  U_b = sum_k p_bk^g"
     reads = frozenset({"logits"})
+    relates_samples = False
     weight = 4.0
 
     def __init__(self, *, g: float = 0.2) -> None:

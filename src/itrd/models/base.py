@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Container
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -21,6 +22,24 @@ class Outputs(NamedTuple):
     embedding: Tensor | None = None
     maps: tuple[Tensor, ...] = ()
     stem: Tensor | None = None
+
+    def only(self, reads: Container[str]) -> Outputs:
+        """Leave out the features that are not named in ``reads``; the logits stay."""
+        return Outputs(
+            self.logits,
+            self.embedding if "embedding" in reads else None,
+            self.maps if "maps" in reads else (),
+            self.stem if "stem" in reads else None,
+        )
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Outputs:
+        """Apply a function to every tensor."""
+        return Outputs(
+            function(self.logits),
+            None if self.embedding is None else function(self.embedding),
+            tuple(function(m) for m in self.maps),
+            None if self.stem is None else function(self.stem),
+        )
 
 
 class FeatureNet(nn.Module):

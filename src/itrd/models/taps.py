@@ -3,11 +3,13 @@
 A tap is the path of a module, as in ``net.get_submodule(path)``; what the module returns is the map. Paths may be
 given; otherwise :func:`match_taps` chooses them from one traced forward pass:
 
-1. where the network says itself which of its modules are stages (timm's ``feature_info``), these;
+1. where the network says itself which of its modules are stages (timm's ``feature_info``), or is one of a few families
+   of transformers whose blocks are known, these;
 2. else its modules in the order of their calls, containers opened as long as they hold three or more sizes.
 
 Of each size the last output counts, and of the sizes the four deepest; 1x1 is no map. A network of one size (ViT,
-DeiT, Mixer) offers all its blocks. Of two networks' lists the longer is thinned out by relative depth.
+DeiT, Mixer) offers all its blocks. Of two networks' lists the longer is thinned out by relative depth. There is no
+stem.
 
 ``preact`` does nothing here: a map is what the tapped module returns, in the usual networks after the activation.
 For methods that were published on maps before it (AB, OFD, ReviewKD's teacher), tap a module that ends before it.
@@ -43,10 +45,12 @@ from itrd.models.observe import (
 MOST_MAPS = 4  # chosen automatically
 MOST_PREFIX_TOKENS = 16  # class, distillation and register tokens before those of the image
 
-# Networks whose stages end with the reduction to the next size, so that a stage's output is not its last map.
+# Blocks of networks whose containers mislead: Swin's stages end with the reduction to the next size, and
+# EfficientNet's blocks have a third size inside, padded by hand.
 _BLOCKS = {
     "transformers.models.swin": re.compile(r"(.*\.)?layers\.\d+\.blocks\.\d+"),
     "transformers.models.swinv2": re.compile(r"(.*\.)?layers\.\d+\.blocks\.\d+"),
+    "transformers.models.efficientnet": re.compile(r"(.*\.)?blocks\.\d+"),
 }
 
 

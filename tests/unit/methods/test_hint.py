@@ -57,8 +57,6 @@ def test_connector_reaches_the_teachers_shape(sizes, kind, kernel) -> None:
 
 
 def test_refusals() -> None:
-    with pytest.raises(UserError, match="no connector"):
-        ConvReg((2, 3, 4, 4), (2, 3, 5, 5))
     with pytest.raises(UserError, match="hint_layer"):
         ready("hint", STUDENT, TEACHER, hint_layer=-1)
     with pytest.raises(UserError, match="choose hint_layer 1 to 3"):

@@ -1,0 +1,328 @@
+"""A network and everything that belongs to it, in one folder: ``itrd export``.
+
+README.md            the model card
+config.json          what the card says, for programs
+model.safetensors    the weights, for this package and for whoever has the network's code
+model.onnx           the network as an ONNX program, weights included
+model.pt2            the network as a program of ``torch.export``, weights included
+model.packed.safetensors   a binary network's weights in bits (:mod:`itrd.export.packed`)
+
+One folder holds one network, in any of these formats.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from torch import nn
+
+from itrd.data import describe_dataset, list_datasets, load_dataset
+from itrd.engine.checkpoint import save_weights
+from itrd.engine.files import read_json, sha256_of, write_atomically, write_json
+from itrd.engine.networks import TrainedNetwork, load_network
+from itrd.errors import DataError, RunFolderError, UserError
+from itrd.export.card import model_card
+from itrd.export.lineage import published, record_of
+from itrd.export.programs import (
+    Agreement,
+    Classifier,
+    compare,
+    record_program,
+    run_onnx,
+    run_torch,
+    write_onnx,
+    write_torch,
+)
+from itrd.models.observe import examined
+
+Format = Literal["safetensors", "onnx", "torch_export", "packed"]
+FORMATS: tuple[str, ...] = get_args(Format)
+CONFIG_FORMAT = 1
+_NAMES = {
+    "safetensors": "model.safetensors",
+    "onnx": "model.onnx",
+    "torch_export": "model.pt2",
+    "packed": "model.packed.safetensors",
+}
+NORMALISED = "normalised pixels"
+PIXELS = "pixels in [0, 1]"
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A file that was written.
+
+    Attributes:
+        path: of the file.
+        agreement: how its logits compare with the network's; None for plain weights.
+    """
+
+    path: Path
+    agreement: Agreement | None
+
+
+def export_model(
+    net: nn.Module,
+    out: str | Path,
+    format: Format = "safetensors",
+    *,
+    image_shape: tuple[int, int, int] = (3, 32, 32),
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    normalise: bool = False,
+    opset: int | None = None,
+    record: Mapping[str, Any] | None = None,
+    which: Literal["last", "best"] = "last",
+    licence: str = "unknown",
+) -> Exported:
+    """Write a network, with a card that says where it comes from, into a folder.
+
+    ``onnx`` and ``torch_export`` give programs that need nothing of this package, for any batch size and one image
+    size, in float32; each is run and compared with the network before it is written. A folder that holds this very
+    network in another format gets one more file.
+
+    Args:
+        net: any classifier; it is left as it is.
+        out: the folder.
+        format: ``safetensors``, ``onnx``, ``torch_export`` or ``packed``.
+        image_shape: (C, H, W) of the images.
+        mean: per channel, that the images are normalised with (default: what the record says).
+        std: likewise.
+        normalise: make the normalisation part of the program, which then takes pixels in [0, 1].
+        opset: operator set of ONNX (default: the exporter's own).
+        record: the run that the weights are from, as :attr:`itrd.engine.record.Result.record` has it.
+        which: the epoch of the run that the weights are of.
+        licence: of the weights, as the Hugging Face Hub names licences.
+
+    Returns:
+        The file, and how it compares.
+
+    Raises:
+        UserError: the network cannot be written in this form, or the settings do not fit together.
+        RunFolderError: the folder holds something else.
+    """
+    _check(format, normalise, opset)
+    folder = Path(out)
+    known = (record or {}).get("data", {})
+    mean, std = mean or known.get("mean"), std or known.get("std")
+    if normalise and (mean is None or std is None):
+        raise UserError("cannot normalise inside the program without mean and std; give both")
+    inside = (mean, std) if normalise and mean is not None and std is not None else None
+    classifier = Classifier(net, inside)
+    images = torch.zeros(2, *image_shape)
+    with examined("network", classifier.net, images):
+        num_classes = classifier(images).shape[1]
+    about = {
+        "format": CONFIG_FORMAT,
+        "arch": getattr(net, "arch", "") or type(net).__name__,
+        "num_classes": num_classes,
+        "parameters": sum(p.numel() for p in net.parameters()),
+        "image_shape": list(image_shape),
+        "mean": None if mean is None else list(mean),
+        "std": None if std is None else list(std),
+        "weights_sha256": _weights_sha256(classifier.net),
+        "licence": licence,
+        "record": None if record is None else published(record, which),
+    }
+    held = _files_held(folder, about)
+    name = _NAMES[format]
+    with tempfile.TemporaryDirectory() as workshop:
+        draft = Path(workshop) / name
+        agreement, said = _WRITERS[format](classifier, draft, about, opset)
+        content = draft.read_bytes()
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / name, content)
+    entry = {"kind": format, "bytes": len(content), "sha256": sha256_of(folder / name), **said}
+    entry["input"] = PIXELS if normalise else NORMALISED
+    if agreement is not None:
+        entry["compared"] = asdict(agreement)
+    config = {**about, "files": {**held, name: entry}}
+    write_json(folder / "config.json", config)
+    write_atomically(folder / "README.md", model_card(config).encode())
+    return Exported(folder / name, agreement)
+
+
+def export_trained(
+    model: str,
+    out: str | Path,
+    format: Format = "safetensors",
+    *,
+    size: int | None = None,
+    normalise: bool = False,
+    opset: int | None = None,
+    licence: str = "unknown",
+    data_root: str = "data",
+) -> Exported:
+    """Write a trained network that a file holds, see :func:`export_model`.
+
+    Args:
+        model: run folder, checkpoint, NAME:FILE, or a name, as :func:`itrd.engine.networks.load_network` takes it.
+        out: the folder to be written.
+        format: as there.
+        size: height and width of the images (default: those of the dataset it was trained on).
+        normalise: as there.
+        opset: as there.
+        licence: as there.
+        data_root: folder that holds the datasets; looked into where the record does not tell mean and std.
+
+    Raises:
+        UserError: as there, or the size of the images is not known.
+    """
+    _check(format, normalise, opset)
+    network = load_network(model)
+    found = record_of(Path(network.source))
+    record, which = found if found is not None else (_told(network), "last")
+    data = (network.data or "").partition("[")[0]
+    channels, side = 3, size
+    if data in list_datasets():
+        channels, height, width = describe_dataset(data).image_shape
+        side = size or (height if height == width else None)
+    if side is None:
+        raise UserError(f"{network.source} does not tell the size of its images; give --size")
+    mean, std = _normalisation(record, data, network.normalisation, data_root, needed=normalise)
+    return export_model(
+        network.net,
+        out,
+        format,
+        image_shape=(channels, side, side),
+        mean=mean,
+        std=std,
+        normalise=normalise,
+        opset=opset,
+        record=record,
+        which="best" if which == "best" else "last",
+        licence=licence,
+    )
+
+
+def _told(network: TrainedNetwork) -> dict[str, Any] | None:
+    """What a file without a record says of itself, written like one."""
+    if network.data is None:
+        return None
+    said = {"data": {"name": network.data}}
+    if network.normalisation is not None:
+        said["settings"] = {"normalisation": network.normalisation}
+    return said
+
+
+def _check(format: str, normalise: bool, opset: int | None) -> None:
+    if format not in FORMATS:
+        raise UserError(f"no format {format!r}; choose one of {', '.join(FORMATS)}")
+    if opset is not None and format != "onnx":
+        raise UserError(f"--opset is a setting of ONNX; leave it out for {format}")
+    if normalise and format not in ("onnx", "torch_export"):
+        raise UserError(
+            f"{format} holds weights alone, which cannot normalise; choose onnx or torch_export, or leave out "
+            "--normalise"
+        )
+
+
+def _normalisation(
+    record: Mapping[str, Any] | None, data: str, normalisation: str | None, data_root: str, *, needed: bool
+) -> tuple[Sequence[float] | None, Sequence[float] | None]:
+    """Mean and std of a network's images: from the record, or from the dataset if it is there."""
+    known = (record or {}).get("data", {})
+    if "mean" in known and "std" in known:
+        return known["mean"], known["std"]
+    if data not in list_datasets():
+        return None, None
+    try:
+        dataset = load_dataset(data, data_root).normalised(normalisation or "dataset")
+    except DataError:
+        if needed:
+            raise
+        return None, None
+    return dataset.mean, dataset.std
+
+
+def _weights_sha256(net: nn.Module) -> str:
+    """Checksum of names and values of a network's tensors."""
+    digest = hashlib.sha256()
+    for name, tensor in net.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _files_held(folder: Path, about: Mapping[str, Any]) -> dict[str, Any]:
+    """Files of an earlier export of the same network into this folder.
+
+    Raises:
+        RunFolderError: it holds anything else.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise RunFolderError(f"{folder} is a file; choose another folder with --out")
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return {}
+    try:
+        held = read_json(folder / "config.json")
+        same, files = held["weights_sha256"] == about["weights_sha256"], held["files"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise RunFolderError(
+            f"{folder} is not empty and holds no export; choose another folder with --out"
+        ) from None
+    if not same:
+        raise RunFolderError(f"{folder} holds another network; choose another folder with --out")
+    return {name: entry for name, entry in files.items() if (folder / name).is_file()}
+
+
+# --- one writer a format: (classifier, file, what is known, operator set) -> (comparison, what else to say) ----------
+
+_Written = tuple[Agreement | None, dict[str, Any]]
+
+
+def _metadata(about: Mapping[str, Any]) -> dict[str, str]:
+    """What a file says of itself, in the words of a run folder's weights."""
+    record = about["record"] or {}
+    said = {"arch": about["arch"], "num_classes": about["num_classes"]}
+    if "name" in record.get("data", {}):
+        said["data"] = record["data"]["name"]
+    normalisation = record.get("settings", {}).get("normalisation", "dataset")
+    if normalisation != "dataset":
+        said["normalisation"] = normalisation
+    return {key: str(value) for key, value in said.items()}
+
+
+def _safetensors(classifier: Classifier, path: Path, about: Mapping[str, Any], opset: int | None) -> _Written:
+    save_weights(path, classifier.net, _metadata(about))
+    return None, {}
+
+
+def _onnx(classifier: Classifier, path: Path, about: Mapping[str, Any], opset: int | None) -> _Written:
+    shape = tuple(about["image_shape"])
+    written = write_onnx(record_program(classifier, shape), path, opset, _metadata(about))
+    return compare(run_onnx(path), classifier, shape), {"opset": written}
+
+
+def _torch_export(
+    classifier: Classifier, path: Path, about: Mapping[str, Any], opset: int | None
+) -> _Written:
+    shape = tuple(about["image_shape"])
+    write_torch(record_program(classifier, shape), path)
+    return compare(run_torch(path), classifier, shape), {"torch": str(torch.__version__)}
+
+
+def _packed(classifier: Classifier, path: Path, about: Mapping[str, Any], opset: int | None) -> _Written:
+    from itrd.export.packed import load_packed, save_packed
+    from itrd.models.base import FeatureNet
+
+    if not isinstance(classifier.net, FeatureNet):
+        raise UserError(
+            f"{about['arch']} cannot be packed: it is no binary network of `itrd models` (their names end in _1w1a)"
+        )
+    save_packed(classifier.net, path, _metadata(about))
+    return compare(load_packed(path), classifier, tuple(about["image_shape"])), {}
+
+
+_WRITERS: dict[str, Callable[[Classifier, Path, Mapping[str, Any], int | None], _Written]] = {
+    "safetensors": _safetensors,
+    "onnx": _onnx,
+    "torch_export": _torch_export,
+    "packed": _packed,
+}

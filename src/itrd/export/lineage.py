@@ -1,0 +1,80 @@
+"""Where weights come from, as far as the files beside them tell."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path, PurePath
+from typing import Any
+
+from itrd.engine import zoo
+from itrd.engine.checkpoint import read_weights
+from itrd.engine.files import read_json
+from itrd.errors import CheckpointError
+
+# Of a run's record: what a reader of the weights may want to know. Not its curve, and not its command line, which may
+# name folders of the machine.
+_KEPT = (
+    *("kind", "protocol", "track", "settings", "teacher", "data", "parameters", "objective", "device"),
+    *("provenance", "deterministic", "finished", "seconds"),
+)
+
+
+def record_of(weights: Path) -> tuple[dict[str, Any], str] | None:
+    """Find the record of the run that a file of weights is from.
+
+    Args:
+        weights: ``last.safetensors`` or ``best.safetensors`` of a run folder, or a file of the zoo.
+
+    Returns:
+        The record, as ``result.json`` has it, and which of its epochs the weights are of, ``last`` or ``best``;
+        None if there is none, or it is not this file's.
+
+    Raises:
+        CheckpointError: the record is damaged.
+    """
+    if zoo.is_in_zoo(weights):
+        return _from_card(zoo.read_card(weights)), "last"
+    result = weights.with_name("result.json")
+    if weights.name not in ("last.safetensors", "best.safetensors") or not result.is_file():
+        return None
+    try:
+        record = read_json(result)
+        which = weights.stem
+        said = f"{record[which]['test']['top1']:.4f}"
+    except (OSError, ValueError, KeyError, TypeError):
+        raise CheckpointError(
+            f"{result} is damaged; repeat the run with --resume, or export a copy of the weights without it"
+        ) from None
+    return (record, which) if read_weights(weights)[1].get("top1") == said else None
+
+
+def _from_card(card: Mapping[str, Any]) -> dict[str, Any]:
+    """Write a card of the zoo like a record; the accuracy is that of the rounded weights, which these are."""
+    accuracy = {"test": {"top1": card["top1"]}}
+    kept = {key: card[key] for key in ("settings", "provenance") if key in card}
+    return {"kind": "train", **kept, "data": {"name": card["data"]}, "last": accuracy}
+
+
+def published(record: Mapping[str, Any], which: str) -> dict[str, Any]:
+    """Return the part of a record that goes with exported weights, without the folders of this machine.
+
+    Args:
+        record: as ``result.json`` has it.
+        which: the epoch that the weights are of, ``last`` or ``best``.
+    """
+    kept = {key: record[key] for key in _KEPT if key in record}
+    for name in ("last", "best"):
+        if name in record:
+            kept[name] = {key: record[name][key] for key in ("epoch", "test") if key in record[name]}
+    return {"weights": which, **_without_folders(kept)}
+
+
+def _without_folders(value: Any) -> Any:
+    """Shorten absolute paths to their last two parts, wherever they are."""
+    if isinstance(value, Mapping):
+        return {key: _without_folders(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_folders(item) for item in value]
+    if isinstance(value, str) and PurePath(value).is_absolute():
+        return "/".join(PurePath(value).parts[1:][-2:])
+    return value
