@@ -1,18 +1,23 @@
 """How fast a step could be: the arithmetic and the memory traffic of every published pair on this machine.
 
-    python benchmarks/floors.py [--precision bf16] [--batch_size 64]
+    python benchmarks/floors.py [--precision bf16] [--batch_size 64] [--measured throughput.json]
 
 Arithmetic: floating-point operations of the student's forward and backward pass and of the teacher's forward pass,
 counted by torch, over the rate of a large matrix product measured here. Bytes: every convolution, batch norm, ReLU and
 linear layer reads its input and writes its output once (forward), and reads and writes as much again twice (backward),
 over the rate of a large copy measured here. No kernel can beat the larger of the two for its network; fusing layers
 lowers the second. Weights and optimiser state are counted once per step.
+
+With the numbers that `throughput.py --out FILE` wrote, the table says what a step took on the same machine, with a live
+teacher and with the teacher's table, and how many times its floor that is.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import time
+from pathlib import Path
 
 import torch
 from common import machine
@@ -80,6 +85,18 @@ def forward_bytes(net: nn.Module, images: Tensor, itemsize: int) -> int:
     return total
 
 
+def measured_steps(file: Path | None, batch_size: int, precision: str) -> dict[str, tuple[float, float]]:
+    """Pair -> milliseconds of a step with a live teacher and with its table, from throughput.py's file."""
+    if file is None:
+        return {}
+    rates = json.loads(file.read_text())["images_per_second"]
+    live = f"live {precision}"
+    return {
+        pair: (1000 * batch_size / found[live][0], 1000 * batch_size / found["table"][0])
+        for pair, found in rates.items()
+    }
+
+
 def main() -> None:
     """Compute and print one table."""
     parser = argparse.ArgumentParser(
@@ -88,29 +105,40 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="bf16")
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--measured", type=Path, help="what throughput.py --out wrote")
     arguments = parser.parse_args()
     device = resolve_device(arguments.device)
     dtype = torch.bfloat16 if arguments.precision == "bf16" else torch.float32
     flops, rate = peak_flops(device, dtype), peak_bytes(device)
+    measured = measured_steps(arguments.measured, arguments.batch_size, arguments.precision)
     images = torch.zeros(1, 3, 32, 32)
     table = Table(
         title=f"floors of a step, ms, batch {arguments.batch_size}, {arguments.precision}: "
         f"{flops / 1e9:,.0f} GFLOP/s (matrix product), {rate / 1e9:.1f} GB/s (copy)",
         caption=machine(device),
     )
-    for column in ("pair", "student arithmetic", "student bytes", "teacher arithmetic", "teacher bytes"):
+    columns = ["pair", "student arithmetic", "student bytes", "teacher arithmetic", "teacher bytes"]
+    for column in columns + ["live: measured", "× floor", "table: measured", "× floor"] * bool(measured):
         table.add_column(column, justify="right")
     for pair in PAIRS:
-        cells = [str(pair)]
+        floors: list[float] = []
         for name, passes in ((pair.student, 3), (pair.teacher, 1)):
             net = create_model(name, 100).eval()
             work = passes * forward_flops(net, images) * arguments.batch_size
             moved = passes * forward_bytes(net, images, dtype.itemsize) * arguments.batch_size
             if passes == 3:
                 moved += 5 * 4 * sum(p.numel() for p in net.parameters())  # weight, gradient, momentum
-            cells += [f"{1000 * work / flops:.1f}", f"{1000 * moved / rate:.1f}"]
+            floors += [1000 * work / flops, 1000 * moved / rate]
+        cells = [f"{pair.teacher}\n-> {pair.student}", *(f"{floor:.1f}" for floor in floors)]
+        if measured and f"{pair.teacher}:{pair.student}" in measured:
+            live, table_step = measured[f"{pair.teacher}:{pair.student}"]
+            for time_taken, floor in (
+                (live, max(floors[:2]) + max(floors[2:])),
+                (table_step, max(floors[:2])),
+            ):
+                cells += [f"{time_taken:.1f}", f"{time_taken / floor:.1f}"]
         table.add_row(*cells)
-    Console(width=120).print(table)
+    Console(width=140).print(table)
 
 
 if __name__ == "__main__":

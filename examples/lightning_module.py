@@ -30,7 +30,7 @@ def main() -> None:
     """Train a teacher with the package's own loop, then a student with Lightning's."""
     lightning.seed_everything(0, verbose=False)
     data = itrd.load_dataset("digits").subset(train=300, test=100)
-    teacher = itrd.train("resnet14", data, epochs=4, batch_size=16).student
+    teacher = itrd.train("resnet14", data, epochs=3, batch_size=16).student
 
     module = Distillation(
         itrd.create_model("resnet8", num_classes=10),
@@ -39,7 +39,7 @@ def main() -> None:
         train_labels=torch.from_numpy(data.train.labels),
     )
     trainer = lightning.Trainer(
-        max_epochs=4,
+        max_epochs=5,
         accelerator="cpu",
         logger=False,
         enable_checkpointing=False,

@@ -25,8 +25,7 @@ def network(width: int) -> nn.Module:
 
 def accuracy(net: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> float:
     """Percent of the images that the network names rightly."""
-    with torch.no_grad():
-        return 100 * (net.eval()(images).argmax(1) == labels).float().mean().item()
+    return 100 * (net.eval()(images).argmax(1) == labels).float().mean().item()
 
 
 def main() -> None:
@@ -39,11 +38,10 @@ def main() -> None:
 
     teacher, student = network(64), network(8)
     optimizer = torch.optim.Adam(teacher.parameters(), lr=1e-2)
-    for _ in range(EPOCHS):
-        for x, y in loader:
-            optimizer.zero_grad()
-            F.cross_entropy(teacher(x), y).backward()
-            optimizer.step()
+    for x, y in (batch for _ in range(EPOCHS) for batch in loader):
+        optimizer.zero_grad()
+        F.cross_entropy(teacher(x), y).backward()
+        optimizer.step()
 
     distiller = itrd.Distiller(student, teacher, "itrd", example=train_x[:4])
     optimizer = torch.optim.Adam(distiller.parameters(), lr=1e-2)

@@ -50,7 +50,8 @@ def first_stage_steps(task: DistillTask, steps: int = 2) -> None:
     ((method, stage),) = task.objective.first_stages()
     optimizer = torch.optim.SGD(task.first_stage_mode(stage), lr=0.05, momentum=0.9, weight_decay=5e-4)
     for step in range(steps):
-        _step(optimizer, task.first_stage_step(method, *small_batch(step)).loss)
+        images, batch = small_batch(step)
+        _step(optimizer, task.first_stage_loss(method, *task.observe(images), batch).loss)
 
 
 def main_steps(task: DistillTask, steps: int = 2) -> None:

@@ -120,7 +120,8 @@ def test_golden_trajectory(path: Path, precision: str) -> None:
         expected = run[precision]["per_step"][t]
         if "epoch" in expected:
             objective.start_epoch(expected["epoch"] + 1)
-        output = task.first_stage_step(method, x, batch) if first_stage else task(x, batch)
+        seen = task.observe(x)
+        output = task.first_stage_loss(method, *seen, batch) if first_stage else task.loss(*seen, batch)
         optimizer.zero_grad()
         output.loss.backward()
         optimizer.step()

@@ -19,7 +19,7 @@ from itrd.methods import create_method, create_objective, list_methods
 from itrd.models import create_model, list_models
 
 if TYPE_CHECKING:
-    from itrd.api import distill, evaluate, train
+    from itrd.api import describe_taps, distill, evaluate, train
     from itrd.export import export_model
     from itrd.integrations.distiller import Distiller
 
@@ -30,6 +30,7 @@ __all__ = [
     "create_method",
     "create_model",
     "create_objective",
+    "describe_taps",
     "distill",
     "evaluate",
     "export_model",
@@ -44,6 +45,7 @@ __all__ = [
 # Names whose modules load torch -> module.
 _LAZY = {
     "Distiller": "itrd.integrations.distiller",
+    "describe_taps": "itrd.api",
     "distill": "itrd.api",
     "evaluate": "itrd.api",
     "export_model": "itrd.export",

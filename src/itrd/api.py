@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,9 +17,11 @@ from itrd.engine.device import resolve_device
 from itrd.engine.evaluate import evaluate as _evaluate
 from itrd.engine.networks import TrainedNetwork
 from itrd.engine.record import Result
-from itrd.engine.run import prepare_distill, prepare_train
+from itrd.engine.run import adapted, prepare_distill, prepare_train
 from itrd.errors import UserError
 from itrd.methods import Method, Objective, create_objective
+from itrd.models.observe import examined, logits_of
+from itrd.models.taps import match_taps
 
 
 def train(model: str | nn.Module, data: str | ImageDataset = "digits", **settings: Any) -> Result:
@@ -49,13 +53,17 @@ def distill(
 
     Args:
         teacher: run folder, checkpoint or published name (see :class:`itrd.engine.config.DistillConfig`), or
-            any trained classifier. It is put in eval mode and frozen.
-        student: name of a benchmark network, or any classifier; its weights are taken as they are and
+            any trained classifier. It is put in eval mode and frozen, and is left so.
+        student: name of a network as on the command line, or any classifier; its weights are taken as they are and
             trained in place.
         data: name of a dataset, or a dataset; None for the one the teacher's file names.
         method: a method, an objective, or the notation of :mod:`itrd.methods.expression`.
-        settings: fields of :class:`itrd.engine.config.DistillConfig`. Nothing is written to disk unless
-            ``out`` names a run folder.
+        settings: fields of :class:`itrd.engine.config.DistillConfig`, for example ``control=True``, ``seeds=3``
+            or ``teacher_taps=["layer3", "layer4"]``. Nothing is written to disk unless ``out`` names a run folder.
+
+    Returns:
+        The run. With ``control`` or several seeds, that of the first seed, with ``comparison`` for the rest
+        (:mod:`itrd.engine.control`).
 
     Raises:
         UserError: settings, data and networks cannot work together.
@@ -77,11 +85,41 @@ def distill(
         dataset = dataset or load_dataset(str(data), config.data_root, download=config.download).subset(
             config.train_subset, config.test_subset
         )
-        given = _given_teacher(teacher, dataset)
-    with prepare_distill(
-        config, teacher=given, student=_module(student), data=dataset, objective=objective
-    ) as trainer:
+        given = _given_teacher(teacher, dataset, config)
+    networks: dict[str, Any] = {
+        "teacher": given,
+        "student": _module(student),
+        "data": dataset,
+        "objective": objective,
+    }
+    if config.control or config.seeds > 1:
+        from itrd.engine.control import run_seeds
+
+        compared = run_seeds(config, **networks)
+        return replace(next(iter(compared.distilled.values())), comparison=compared.document())
+    with prepare_distill(config, **networks) as trainer:
         return trainer.fit()
+
+
+def describe_taps(
+    teacher: nn.Module,
+    student: nn.Module,
+    images: torch.Tensor,
+    *,
+    teacher_taps: Sequence[str] | None = None,
+    student_taps: Sequence[str] | None = None,
+) -> str:
+    """Return a table of the feature maps that methods would read: pair by pair, module and shape in both networks.
+
+    Args:
+        teacher, student: any networks.
+        images: two or more images (B, C, H, W).
+        teacher_taps, student_taps: as in :func:`distill`.
+
+    Raises:
+        UserError: as :func:`itrd.models.taps.match_taps`.
+    """
+    return str(match_taps(student, teacher, images, student_taps, teacher_taps))
 
 
 def evaluate(
@@ -99,7 +137,7 @@ def evaluate(
         net: any classifier; it is moved to the device.
         data: name of a dataset, or a dataset.
         device: auto, cpu, cuda or cuda:N.
-        precision: fp32 or bf16.
+        precision: fp32, tf32 or bf16.
         data_root: folder that holds the datasets.
         normalisation: ``dataset`` or ``imagenet`` (default: the dataset's own, or what a given dataset has).
     """
@@ -131,11 +169,14 @@ def _module(net: str | nn.Module) -> nn.Module | None:
 
 
 @torch.no_grad()
-def _given_teacher(net: nn.Module, data: ImageDataset) -> TrainedNetwork:
+def _given_teacher(net: nn.Module, data: ImageDataset, config: DistillConfig) -> TrainedNetwork:
     first = next(net.parameters(), torch.zeros(()))
     images = DeviceImages(
         data.subset(test=2).test, data.mean, data.std, padding=0, flip=False, device=first.device
     )
-    logits = net.eval()(images.plain(torch.arange(2, device=first.device)))
     arch = getattr(net, "arch", "") or type(net).__name__
-    return TrainedNetwork(net, arch, logits.shape[1], "given", None, data.name)
+    given = TrainedNetwork(net.eval(), arch, 0, "given", None, data.name)
+    two = images.plain(torch.arange(2, device=first.device))
+    with examined("teacher", net, two):
+        logits = logits_of(adapted(given, data, config).net.to(first.device)(two))
+    return replace(given, num_classes=logits.shape[1])

@@ -47,3 +47,10 @@ class RunFolderError(UserError):
 
 class TrainingError(ItrdError):
     """Training stopped because a number is no longer finite."""
+
+
+class PeerError(ItrdError):
+    """Another process of this run has failed or is gone."""
+
+    def __init__(self, reason: str = "") -> None:
+        super().__init__("another process of this run has ended; it said why" + (f" ({reason})" if reason else ""))

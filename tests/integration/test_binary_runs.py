@@ -14,10 +14,12 @@ from itrd.api import evaluate
 from itrd.bench.cells import cells_of, config_of
 from itrd.bench.tracks import load_track
 from itrd.data import load_dataset
+from itrd.data.device import DeviceImages
 from itrd.engine.config import DistillConfig, TrainConfig
 from itrd.engine.log import Quiet
 from itrd.engine.networks import load_network
 from itrd.engine.run import prepare_distill, prepare_train
+from itrd.engine.table import table_key
 from itrd.engine.trainer import Interrupted
 from itrd.errors import CheckpointError, DataError, UserError
 from itrd.models.binary.layers import BinaryConv2d, tau_at
@@ -163,3 +165,12 @@ def test_tracks(name: str) -> None:
             for c in students
         } == {(600, 256, 0.1, 5, 0.9, 5e-4, "fp32")}
         assert {c.teacher for c in students if isinstance(c, DistillConfig)} == {"resnet18_cifar"}
+
+
+def test_the_table_of_teacher_outputs_is_one_of_a_normalisation() -> None:
+    net, digits = itrd.create_model("resnet8", 10), load_dataset("digits").subset(10, 10)
+    keys = []
+    for data in (digits, digits.normalised("imagenet")):
+        images = DeviceImages(data.train, data.mean, data.std, padding=4, flip=False, device="cpu")
+        keys.append(table_key(net, data, images, "fp32", 8))
+    assert {key for key in keys[0] if keys[0][key] != keys[1][key]} == {"mean", "std"}

@@ -263,6 +263,6 @@ def test_it_waits_for_the_device_only_now_and_then(
             optimizer.zero_grad()
             output.loss.backward()
             read.clear()
-            each.update(output, optimizer, lambda output=output: output)
+            each.update(output.terms, optimizer, lambda output=output: output)
             each.look(number)
             assert len(read) == (1 if each is guard and number % 4 == 3 else 0), read

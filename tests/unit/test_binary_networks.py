@@ -12,6 +12,7 @@ from itrd.engine.fold import fold_batch_norms
 from itrd.methods import list_methods, method_class
 from itrd.models import BENCHMARK_MODELS, create_model, list_models
 from itrd.models.binary.layers import BinaryConv2d
+from itrd.models.binary.resnet import BinaryResNet
 from method_tools import first_stage_steps, main_steps, moved_by, small_batch, small_task
 
 BINARY = ("resnet18_1w1a", "resnet20_1w1a", "vgg_small_1w1a")
@@ -170,7 +171,7 @@ def test_folding_passes_binary_convolutions_over() -> None:
 def test_compiles_to_one_graph_and_waits_for_no_number() -> None:
     """No graph break: nothing in a training step reads a tensor's value on the host."""
     torch.manual_seed(0)
-    net = create_model("resnet20_1w1a", 10).train()
+    net = BinaryResNet(10, widths=(4, 8, 16), blocks=(1, 1, 1), shortcuts=2).train()
     twin = copy.deepcopy(net)
     compiled = torch.compile(twin.observe, backend="eager", fullgraph=True)
     want, got = net.observe(images(), preact=True), compiled(images(), preact=True)

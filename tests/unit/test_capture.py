@@ -168,7 +168,7 @@ def test_a_resumed_run_replays_from_where_it_was(tmp_path: Any, monkeypatch: pyt
 @pytest.mark.usefixtures("deferred")
 @pytest.mark.parametrize("skip", [False, True])
 @pytest.mark.parametrize("method", sorted(METHODS))
-def test_a_step_never_waits(method: str, skip: bool) -> None:
+def test_a_step_never_waits_and_stays_on_its_device(method: str, skip: bool) -> None:
     if method in ON_THE_HOST:
         pytest.skip(ON_THE_HOST[method])
     settings = config(method, on_nonfinite="skip" if skip else "stop")
@@ -179,7 +179,8 @@ def test_a_step_never_waits(method: str, skip: bool) -> None:
             plan = engine.plan_epoch(90, trainer.train_images.num_views, 16, seed=0, epoch=1)
             drawn = next(iter(trainer.train_images.draw(plan, 0)))
             stepper.take(drawn, None)  # allocates
-            with NoHost():
+            # Whatever is created without saying where would be on the meta device, and not mix with the rest.
+            with NoHost(), torch.device("meta"):
                 stepper.take(drawn, None)
             trainer.position.next_stage()
 

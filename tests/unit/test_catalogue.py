@@ -61,7 +61,7 @@ def test_every_method_is_described() -> None:
 
 def test_paragraphs() -> None:
     text = "With ``a`` < b of\n:class:`~itrd.x.Y`:\n    * one\n      more;\n    * two."
-    assert to_markdown(text) == "With `a` \\< b of `Y`:\n\n* one more;\n* two."
+    assert to_markdown(text) == "With `a` &lt; b of `Y`:\n\n* one more;\n* two."
     assert to_text(text, 15) == "With `a` < b of\n`Y`:\n  * one more;\n  * two."
     assert to_markdown("    L = a\n      + b") == "```text\nL = a\n  + b\n```"
 

@@ -14,7 +14,7 @@ from itrd.data import load_dataset
 from itrd.data.device import DeviceImages
 from itrd.data.plan import EpochPlan, plan_epoch
 from itrd.engine.device import autocast
-from itrd.engine.table import TeacherTable
+from itrd.engine.table import DeviceRows, TeacherTable
 from itrd.errors import DataError
 from itrd.models import create_model
 
@@ -80,6 +80,36 @@ def test_every_view_can_be_filled(tmp_path: Path, data: Any, images: DeviceImage
     for view in range(images.num_views):
         table.epoch(EpochPlan(torch.arange(48), torch.full((48,), view), 16))
     assert table.file.filled.all()
+
+
+def test_the_table_can_be_filled_ahead(tmp_path: Path, data: Any, images: DeviceImages) -> None:
+    lazily = open_table(tmp_path / "lazily", data, images, teacher())
+    ahead = open_table(tmp_path / "ahead", data, images, teacher())
+    everything = len(images) * images.num_views
+    assert ahead.fill(most=100) == everything - 100
+    assert ahead.file.filled.sum() == 100
+    assert ahead.fill() == 0
+    assert ahead.file.filled.all()
+    for epoch in (1, 2):
+        mine, theirs = (table.epoch(plan(epoch, images)) for table in (ahead, lazily))
+        assert torch.equal(mine.logits, theirs.logits)
+        assert torch.equal(mine.embedding, theirs.embedding)
+    assert ahead.computed == everything
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_rows_kept_on_a_device_are_those_of_the_file(
+    tmp_path: Path, data: Any, images: DeviceImages, precision: str
+) -> None:
+    table = open_table(tmp_path, data, images, teacher(), precision)
+    table.fill(most=3000)
+    columns = {name: (row.shape[1], row.dtype) for name, row in table.file.read(np.array([0])).items()}
+    kept = DeviceRows(columns, len(images) * images.num_views, CPU)
+    rng = np.random.default_rng(0)
+    for _ in range(3):  # rows that are new, that were there, and both
+        rows = rng.integers(0, 3000, 200)
+        found, expected = kept.get(rows, table.file), table.file.read(rows)
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
 def test_another_teacher_or_precision_has_another_table(

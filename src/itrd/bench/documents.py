@@ -1,7 +1,8 @@
 """Figures in README and docs: blocks between markers, generated from the ledger.
 
 A block begins with a line ``<!-- ledger:WHAT -->`` and ends with a line ``<!-- /ledger -->``. WHAT is ``TRACK`` for
-the tables of a track, ``TRACK/itrd`` for ITRD against its published values, or ``zoo`` for the teachers.
+the tables of a track, ``TRACK/itrd`` for ITRD against its published values, ``TRACK/methods`` for the methods with what
+they read, cost and gain, or ``zoo`` for the teachers.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from itrd.bench import tables
+from itrd.bench import choices, tables
 from itrd.bench.ledger import Ledger
 from itrd.bench.summary import TrackSummary
 from itrd.bench.tracks import list_tracks
@@ -18,6 +19,9 @@ from itrd.engine.files import write_atomically
 from itrd.errors import UserError
 
 _MARKER = re.compile(r"^<!-- (?:ledger:(?P<what>\S+)|(?P<end>/ledger)) -->$")
+
+
+_PARTS = {"": tables.track_tables, "itrd": tables.itrd_table, "methods": choices.choice_table}
 
 
 class DocumentError(UserError):
@@ -33,10 +37,9 @@ def block(what: str, ledger: Ledger, zoo: Path) -> str:
     if what == "zoo":
         return tables.zoo_table(zoo)
     track, _, part = what.partition("/")
-    if track not in {*list_tracks(), *ledger.tracks()} or part not in ("", "itrd"):
-        raise DocumentError(f"no block ledger:{what}; it is zoo, TRACK or TRACK/itrd")
-    summary = TrackSummary(track, ledger.runs(track))
-    return tables.itrd_table(summary) if part == "itrd" else tables.track_tables(summary)
+    if track not in {*list_tracks(), *ledger.tracks()} or part not in _PARTS:
+        raise DocumentError(f"no block ledger:{what}; it is zoo, TRACK, TRACK/itrd or TRACK/methods")
+    return _PARTS[part](TrackSummary(track, ledger.runs(track)))
 
 
 def refreshed(text: str, ledger: Ledger, zoo: Path) -> str:

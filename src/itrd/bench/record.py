@@ -21,7 +21,7 @@ from itrd.engine.files import MAX_JSON, read_limited
 from itrd.errors import UserError
 
 LEDGER_FORMAT = 2
-_GROUPS = ("train", "test")  # dictionaries inside an epoch
+_GROUPS = ("train", "test", "ema")  # dictionaries inside an epoch
 
 
 class RecordError(UserError):
@@ -44,7 +44,7 @@ class Run:
         wall_seconds: with evaluations; None where the record does not say.
         images_per_second: median over the epochs.
         hardware: what it ran on.
-        precision: fp32 or bf16.
+        precision: fp32, tf32 or bf16.
         teacher_sha256: checksum of the teacher's file.
         details: the record without its curves.
     """

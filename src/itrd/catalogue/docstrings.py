@@ -68,7 +68,7 @@ def to_text(text: str, width: int) -> str:
 def escape(text: str) -> str:
     """Keep angle brackets outside code from being tags."""
     pieces = text.split("`")  # every second piece is code
-    return "`".join(piece if i % 2 else piece.replace("<", "\\<") for i, piece in enumerate(pieces))
+    return "`".join(piece if i % 2 else piece.replace("<", "&lt;") for i, piece in enumerate(pieces))
 
 
 def markdown_table(head: list[str], rows: list[list[str]], text_columns: int = 1) -> str:

@@ -77,7 +77,7 @@ def _section(method: MethodFacts) -> str:
     costs = [(cost_in_words(m, method.name), m) for m in measurements()]
     lines += [f"* Overhead: {words} of the student's own step ({m.where})" for words, m in costs if words]
     if method.settings:
-        settings = "\n".join(f"  * `{s.name}={s.default!r}`: {escape(s.about)}" for s in method.settings)
+        settings = "\n".join(f"    * `{s.name}={s.default!r}`: {escape(s.about)}" for s in method.settings)
         lines.append(f"* Settings:\n{settings}")
     parts = [f"## {method.name}", title, "\n".join(lines), *(to_markdown(p) for p in method.description)]
     if method.deviations:

@@ -28,7 +28,7 @@ def measure(
     data_root: str = "data",
     download: bool = False,
     device: str = "auto",
-    precision: Literal["fp32", "bf16"] = "fp32",
+    precision: Literal["fp32", "tf32", "bf16"] = "fp32",
     normalisation: Literal["dataset", "imagenet"] | None = None,
 ) -> None:
     """Measure a trained network's accuracy on the test set.
@@ -64,7 +64,7 @@ def measure(
 
 
 def models() -> None:
-    """List the benchmark networks."""
+    """List the networks: those of the benchmark, and the binary ones with their teacher."""
     import torch
 
     from itrd.models import create_model, list_models

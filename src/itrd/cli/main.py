@@ -13,7 +13,8 @@ from typing import Any
 
 from itrd.cli.parser import GROUPS, RUNS, VERBS, build_parser
 from itrd.engine.interrupt import Interrupted, stop_on_signals
-from itrd.errors import ItrdError, UserError
+from itrd.engine.launch import launched
+from itrd.errors import ItrdError, PeerError, UserError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,7 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             assert target is not None
             return target(**settings) or 0
     except Interrupted as stop:
-        print(f"itrd: {stop}{'; continue with --resume' if stop.resumable else ''}", file=sys.stderr)
+        if launched().rank == 0:
+            print(f"itrd: {stop}{'; continue with --resume' if stop.resumable else ''}", file=sys.stderr)
         return stop.status
     except UserError as error:
         return _fail(error, 2)
@@ -49,5 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _fail(error: Any, status: int) -> int:
-    print(f"itrd: error: {' '.join(str(error).split())}", file=sys.stderr)
+    rank = launched().rank
+    if not rank or not isinstance(error, PeerError):  # the first process says it for all
+        who = f"process {rank}: " if rank else ""
+        print(f"itrd: error: {who}{' '.join(str(error).split())}", file=sys.stderr)
     return status

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 
 from itrd.engine.config import DistillConfig, RunConfig, TrainConfig
+from itrd.engine.launch import launched
 from itrd.engine.record import Result
 from itrd.engine.run import prepare_distill, prepare_train
 from itrd.engine.trainer import Trainer
@@ -12,21 +15,54 @@ from itrd.errors import UserError
 
 
 def carry_out(config: RunConfig) -> int:
-    """Run, and return the exit status."""
+    """Run, and return the exit status; of several processes the first one prints."""
+    with nullcontext() if launched().rank == 0 else redirect_stdout(io.StringIO()):
+        return _carry_out(config)
+
+
+def _carry_out(config: RunConfig) -> int:
     if config.profile is not None:
         return _profile(config, Path(config.profile))
     if isinstance(config, DistillConfig):
+        if config.control or config.seeds > 1:
+            return _compare(config)
         with prepare_distill(config) as trainer:
-            teacher = trainer.record["teacher"]
-            print(f"teacher {teacher['arch']}: {teacher['test']['top1']:.2f}% on {trainer.data.name}")
-            return _fit(trainer)
+            _fit(trainer)
+        return 0
     assert isinstance(config, TrainConfig)
     with prepare_train(config) as trainer:
-        return _fit(trainer)
+        _fit(trainer)
+    return 0
 
 
-def _fit(trainer: Trainer) -> int:
+def _compare(config: DistillConfig) -> int:
+    from itrd.engine.control import COMPARISON, run_seeds
+
+    found = run_seeds(config, fit=_fit)
+    print(found)
+    if found.folder is not None:
+        print(f"written to {found.folder / COMPARISON}")
+    return 0
+
+
+def _teacher(trainer: Trainer) -> None:
+    """Print what is known of the teacher, and what is read of it."""
+    teacher = trainer.record["teacher"]
+    test = teacher["test"]
+    accuracy = "has other classes, so no accuracy" if test is None else f"{test['top1']:.2f}%"
+    print(f"teacher {teacher['arch']}: {accuracy} on {trainer.data.name}")
+    if "images" in teacher:
+        expects = teacher["images"]
+        size = "" if expects["size"] is None else f"resized to {expects['size']}x{expects['size']}, "
+        print(f"its images: {size}normalised with mean {expects['mean']}, deviation {expects['std']}")
+    if trainer.task.taps is not None:
+        print(trainer.task.taps)
+
+
+def _fit(trainer: Trainer) -> Result:
     config = trainer.config
+    if trainer.task.teacher is not None:
+        _teacher(trainer)
     print(
         f"{config.trained_model} on {trainer.data.name}, {trainer.task.objective.describe()}, {config.epochs} epochs, "
         f"{trainer.device}, {config.precision}, {config.protocol()} schedule",
@@ -34,12 +70,14 @@ def _fit(trainer: Trainer) -> int:
     )
     result = trainer.fit()
     _summary(trainer, result)
-    return 0
+    return result
 
 
 def _profile(config: RunConfig, trace: Path) -> int:
     from itrd.engine.profile import profile_run
 
+    if launched().size > 1:
+        raise UserError("profile records one process; start it without torchrun")
     if not trace.parent.is_dir():
         raise UserError(f"cannot write the trace {trace}: there is no folder {trace.parent}")
     found = profile_run(config, trace)

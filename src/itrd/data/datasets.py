@@ -64,6 +64,11 @@ class AnySplit(Protocol):
         """Feed a hash with what the split is."""
         ...
 
+    @property
+    def fingerprint(self) -> str:
+        """What tells the split from others."""
+        ...
+
 
 @dataclass(frozen=True, eq=False)
 class Split:
@@ -113,6 +118,15 @@ class Split:
         digest.update(repr(self.images.shape).encode())
         digest.update(self.images.data)
         digest.update(self.labels.astype("<i8").tobytes())  # same bytes on every machine
+
+    @property
+    def fingerprint(self) -> str:
+        """The source, or else the sha256 (hex) of shape, pixels and labels."""
+        if self.source is not None:
+            return self.source
+        digest = hashlib.sha256()
+        self.add_to(digest)
+        return digest.hexdigest()
 
 
 def choice_of(source: str, chosen: NDArray[np.int64]) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from itrd.errors import DataError
+from itrd.errors import DataError, UserError
 from itrd.extras import require
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
@@ -40,7 +40,9 @@ def decode(source: Path | bytes, name: str) -> Tensor:
     try:
         with _opened(source) as image:
             return to_tensor(require("PIL.ImageOps", "images").exif_transpose(image))
-    except Exception as error:  # decoders of damaged files raise anything: OSError, struct.error, IndexError, ...
+    except (
+        Exception
+    ) as error:  # decoders of damaged files raise anything: OSError, struct.error, IndexError, ...
         raise _corrupt(name, error) from None
 
 
@@ -94,8 +96,8 @@ def _opened(source: Path | bytes) -> Any:
     return image.open(BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
 
 
-def _corrupt(name: str, error: Exception) -> DataError:
-    if isinstance(error, DataError):
+def _corrupt(name: str, error: Exception) -> UserError:
+    if isinstance(error, UserError):  # Pillow is not installed, for one
         return error
     reason = (str(error) or type(error).__name__).splitlines()[0]
     if "cannot identify image file" in reason:

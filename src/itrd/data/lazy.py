@@ -17,17 +17,17 @@ from itrd.data.datasets import choice_of
 
 
 class Store(Protocol):
-    """Where images are kept.
+    """Where images are kept."""
 
-    Attributes:
-        fixed: whether every reading of an image gives the same uint8 pixels.
-        threads: whether several threads may read at once.
-        collate: what a DataLoader of the user's makes batches with; None for stacking.
-    """
+    @property
+    def encoded(self) -> bool:
+        """Whether images are files that this package decodes, by several threads at once, to three channels."""
+        ...
 
-    fixed: bool
-    threads: bool
-    collate: Callable[[list[Any]], Any] | None
+    @property
+    def fixed(self) -> bool:
+        """Whether every reading of an image gives the same uint8 pixels."""
+        ...
 
     def name(self, row: int) -> str:
         """Return what an error calls an image."""
@@ -52,9 +52,8 @@ class FileStore:
 
     root: Path
     paths: Sequence[str]
+    encoded: bool = True
     fixed: bool = True
-    threads: bool = True
-    collate: None = None
 
     def name(self, row: int) -> str:
         """Return the file's path."""
@@ -79,15 +78,14 @@ class ColumnStore:
 
     column: Any
     title: str
+    encoded: bool = True
     fixed: bool = True
-    threads: bool = True
-    collate: None = None
 
     def name(self, row: int) -> str:
         """Return table and row."""
         return f"row {row} of {self.title}"
 
-    def encoded(self, row: int) -> Path | bytes:
+    def content(self, row: int) -> Path | bytes:
         """Return an image's bytes, or the file that holds them.
 
         Raises:
@@ -105,15 +103,15 @@ class ColumnStore:
 
     def pixels(self, row: int, view: int) -> Tensor:
         """Decode an image."""
-        return decode.decode(self.encoded(row), self.name(row))
+        return decode.decode(self.content(row), self.name(row))
 
     def size(self, row: int) -> tuple[int, int]:
         """Read an image's header."""
-        return decode.size_of(self.encoded(row), self.name(row))
+        return decode.size_of(self.content(row), self.name(row))
 
     def check(self, row: int) -> None:
         """Decode an image to see whether it can be."""
-        decode.check(self.encoded(row), self.name(row))
+        decode.check(self.content(row), self.name(row))
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,12 +123,14 @@ class LazySplit:
         rows: int64 (N,), their places there.
         labels: int64 (N,); -1 throughout where there are none.
         source: fingerprint of what is read.
+        checked: file that remembers which images cannot be decoded; None for nowhere.
     """
 
     store: Store
     rows: NDArray[np.int64]
     labels: NDArray[np.int64]
     source: str
+    checked: Path | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -146,6 +146,19 @@ class LazySplit:
             CorruptImageError: it cannot be decoded.
         """
         return self.store.pixels(int(self.rows[index]), view)
+
+    def is_corrupt(self, index: int) -> bool:
+        """Whether an image cannot be decoded."""
+        try:
+            self.store.check(int(self.rows[index]))
+        except decode.CorruptImageError:
+            return True
+        return False
+
+    @property
+    def fingerprint(self) -> str:
+        """The source."""
+        return self.source
 
     def take(self, chosen: NDArray[np.int64]) -> LazySplit:
         """Return the split of these images, in this order."""

@@ -38,8 +38,10 @@ class ImageSource(Protocol):
         labels: int64 (N,), on the training device.
         num_views: number of random views of an image; a view's number decides its augmentation.
         channels_last: memory order of the batches.
+        shape: (C, H, W) of an unaugmented image.
     """
 
+    shape: tuple[int, ...]
     labels: Tensor
     num_views: int
     channels_last: bool
@@ -64,6 +66,10 @@ class ImageSource(Protocol):
 
     def images(self, drawn: Drawn) -> Tensor:
         """Return a batch's images, normalised: float32 (B, C, H, W)."""
+        ...
+
+    def batch(self, indices: Tensor, views: Tensor) -> Tensor:
+        """Return images as seen in the given views, normalised: float32 (B, C, H, W), for int64 (B,) each."""
         ...
 
     def plain(self, indices: Tensor) -> Tensor:

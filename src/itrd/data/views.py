@@ -24,7 +24,11 @@ from itrd.seeds import derive
 
 UNLIMITED = 2**31  # number of views where every number is another augmentation
 SMALL = 64  # pixels; images up to here are shown whole, larger ones are cropped at the rim
-POLICIES = {"randaugment": "RandAugment", "trivialaugment": "TrivialAugmentWide", "autoaugment": "AutoAugment"}
+POLICIES = {
+    "randaugment": "RandAugment",
+    "trivialaugment": "TrivialAugmentWide",
+    "autoaugment": "AutoAugment",
+}
 
 # Of the random crop of photographs, as in Szegedy et al., 2015: share of the area, and width over height.
 _AREA = (0.08, 1.0)
@@ -42,6 +46,10 @@ class Augmentation(Protocol):
     @property
     def num_views(self) -> int:
         """How many views there are."""
+        ...
+
+    def describe(self) -> str:
+        """Say in a few words what it does, for records."""
         ...
 
     def __call__(self, pixels: Tensor, index: int, view: int) -> Tensor:
@@ -86,6 +94,11 @@ class Crop:
         cut = F.pad(pixels, [self.padding] * 4)[:, dy : dy + height, dx : dx + width]
         return cut.flip(-1) if mirrored else cut
 
+    def describe(self) -> str:
+        """Say in a few words what it does."""
+        parts = [f"padding {self.padding} and crop"] * (self.padding > 0) + ["mirroring"] * self.flip
+        return ", ".join(parts) or "none"
+
 
 @dataclass(frozen=True)
 class ResizedCrop:
@@ -113,6 +126,10 @@ class ResizedCrop:
         part = resize(pixels[:, top : top + height, left : left + width], (self.size, self.size))
         return part.flip(-1) if self.flip and torch.rand((), generator=generator) < 0.5 else part
 
+    def describe(self) -> str:
+        """Say in a few words what it does."""
+        return ", ".join([f"random part resized to {self.size}", *["mirroring"] * self.flip])
+
 
 @dataclass(frozen=True)
 class Strong:
@@ -136,6 +153,10 @@ class Strong:
         shown = derive(view, "geometry", index) % self.geometry.num_views
         with seeded(view, index):
             return self.policy(self.geometry(pixels, index, shown))
+
+    def describe(self) -> str:
+        """Say in a few words what it does."""
+        return f"{self.geometry.describe()}, {type(self.policy).__name__}"
 
 
 @dataclass(frozen=True)
@@ -171,10 +192,20 @@ class Own:
             )
         return fit(made.as_subclass(Tensor), self.size)
 
+    def describe(self) -> str:
+        """Say in a few words what it does."""
+        return f"the function {getattr(self.function, '__name__', type(self.function).__name__)}"
+
 
 @dataclass(frozen=True)
 class AsGiven:
-    """What a dataset of the user's returns, augmented by itself or not at all: the seed is set when it is read."""
+    """What a dataset of the user's returns, augmented by itself or not at all: the seed is set when it is read.
+
+    Attributes:
+        size: side that images are brought to; None to leave them as they are.
+    """
+
+    size: int | None
 
     @property
     def num_views(self) -> int:
@@ -182,8 +213,12 @@ class AsGiven:
         return UNLIMITED
 
     def __call__(self, pixels: Tensor, index: int, view: int) -> Tensor:
-        """Return the pixels."""
-        return pixels
+        """Return the image, at its size."""
+        return fit(pixels, self.size)
+
+    def describe(self) -> str:
+        """Say in a few words what it does."""
+        return "the dataset's own"
 
 
 def policy_of(name: str) -> Callable[[Tensor], Tensor]:

@@ -147,7 +147,7 @@ def _own_parser(prog: str, *, distill: bool = False) -> _Parser:
     own = parser.add_argument_group("flags of ours, to be written in full")
     own.add_argument("--seed", type=int, help="seed of the run (default: made from --trial)")
     own.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
-    own.add_argument("--precision", default="fp32", choices=["fp32", "bf16"], help="default: fp32")
+    own.add_argument("--precision", default="fp32", choices=["fp32", "tf32", "bf16"], help="default: fp32")
     own.add_argument("--resume", action="store_true", help="continue the run of this command line")
     own.add_argument("--deterministic", action="store_true", help="equal bits from run to run, also on a GPU")
     own.add_argument("--on_nonfinite", default="stop", choices=["stop", "skip"], help="default: stop")

@@ -21,8 +21,9 @@ SLOW_LEARNERS = ("MobileNetV2", "ShuffleV1", "ShuffleV2")
 
 # Settings that say where and how a run executes, not what it computes.
 _INCIDENTAL = frozenset(
-    {"teacher_table", "out", "resume", "device", "deterministic", "on_nonfinite", "capture"}
-    | {"tensorboard", "data_root", "download", "progress", "profile", "control", "seeds"}
+    {"teacher_table", "fill_table", "out", "resume", "device", "deterministic", "on_nonfinite", "capture"}
+    | {"tensorboard", "data_root", "download", "progress", "profile", "control", "seeds", "compile"}
+    | {"resident", "workers", "strict"}
 )
 
 # Settings that are younger than the first records. Left out of a run's identity while they are at their default, so
@@ -30,6 +31,9 @@ _INCIDENTAL = frozenset(
 _YOUNGER = frozenset(
     {"schedule", "warmup_epochs", "normalisation", "teacher_taps", "student_taps"}
     | {"teacher_size", "teacher_mean", "teacher_std"}
+    | {"accumulate", "ema", "label_smoothing", "max_grad_norm", "sync_batch_norm"}
+    | {"image_size", "augment", "flip", "val_fraction", "test_split", "image_column", "label_column"}
+    | {"teacher_logits"}
 )
 
 
@@ -38,14 +42,30 @@ class RunConfig:
     """What training a teacher and distilling a student have in common.
 
     Args:
-        data: dataset: cifar100, cifar10 or digits.
+        data: dataset: cifar100, cifar10 or digits; or a folder of images, a folder or file of Parquet, a folder that
+            the datasets library saved, or hf:ORG/NAME of the Hugging Face hub.
         data_root: folder that holds the datasets.
         download: fetch the dataset first if it is not there.
         train_subset: train on this many images, the same number of each class (default: all).
         test_subset: test on this many images, the same number of each class (default: all).
+        image_size: side of the square that images are brought to (default: chosen from the images' sizes, at most 224; a
+            named dataset keeps its own).
+        augment: how training images are varied: crop (pad, crop, mirror), resized_crop (a random part of a photograph),
+            randaugment, trivialaugment or autoaugment on top of it, or none; auto is crop up to 64 pixels, and
+            resized_crop above.
+        flip: mirror training images at random (default: yes, but for digits).
+        val_fraction: share of each class that is held out for the test where the data has no test images.
+        test_split: folder or split to test on (default: the first of val, validation, valid and test that is there).
+        image_column: column of a table that holds the images (default: found by type and name).
+        label_column: column of a table that holds the labels (default: found by type and name).
+        resident: decode all images once and keep them on the device (yes), read them in every epoch (no), or keep
+            what needs no more than 2 GiB and is augmented by crops (auto).
+        workers: processes that read images which are not kept (default: none on a CPU, up to 8 beside a GPU).
+        strict: stop at an image that cannot be decoded, instead of leaving it out.
         epochs: passes over the training set.
         normalisation: mean and deviation of the pixels that images are normalised with: the dataset's own, or imagenet.
-        batch_size: images per step; the last, smaller batch of an epoch is kept.
+        batch_size: images per step, of all processes together; the last, smaller batch of an epoch is kept.
+        accumulate: number of micro-batches that a batch is computed in, one after another, to save memory.
         learning_rate: initial rate (default: 0.05; 0.01 for MobileNetV2, ShuffleV1 and ShuffleV2).
         schedule: step, which multiplies the rate by lr_decay at milestones; or cosine, which takes it down to zero.
         warmup_epochs: epochs over which the rate first rises in equal steps, up to the initial rate in the last.
@@ -55,11 +75,17 @@ class RunConfig:
         momentum: SGD momentum.
         weight_decay: L2 penalty on every parameter.
         nesterov: Nesterov momentum.
+        label_smoothing: part of the labels' probability that the cross-entropy spreads evenly over all classes.
+        max_grad_norm: scale a step's gradients down to this norm where theirs is larger (default: never).
+        ema: decay of a moving average of the student's weights, evaluated and saved beside them (default: none).
         seed: seed of weights, data order and augmentation.
         device: auto, cpu, cuda or cuda:N.
-        precision: fp32, or bf16 automatic mixed precision.
+        precision: fp32; tf32, which on recent GPUs rounds the factors of products to 10 bits; or bf16 automatic mixed
+            precision.
         deterministic: equal bits from run to run on the same machine, also on a GPU, at the price of speed.
         on_nonfinite: what a loss or gradient that is not finite does: stop the run, or skip the step and count it.
+        compile: compile student and teacher with torch.compile.
+        sync_batch_norm: with several processes on GPUs, compute the student's batch norms over the whole batch.
         capture: on a GPU, record the training step once as a CUDA graph and replay it.
         channels_last: keep images and weights in channels-last order, which is faster on most hardware.
         out: run folder (default: runs/ followed by a name made from the settings).
@@ -75,8 +101,21 @@ class RunConfig:
     train_subset: int | None = None
     test_subset: int | None = None
     normalisation: Literal["dataset", "imagenet"] = "dataset"
+    image_size: int | None = None
+    augment: Literal[
+        "auto", "none", "crop", "resized_crop", "randaugment", "trivialaugment", "autoaugment"
+    ] = "auto"
+    flip: bool | None = None
+    val_fraction: float = 0.2
+    test_split: str | None = None
+    image_column: str | None = None
+    label_column: str | None = None
+    resident: Literal["auto", "yes", "no"] = "auto"
+    workers: int | None = None
+    strict: bool = False
     epochs: int = PROTOCOL_EPOCHS
     batch_size: int = 64
+    accumulate: int = 1
     learning_rate: float | None = None
     schedule: Literal["step", "cosine"] = "step"
     warmup_epochs: int = 0
@@ -85,11 +124,16 @@ class RunConfig:
     momentum: float = 0.9
     weight_decay: float = 5e-4
     nesterov: bool = False
+    label_smoothing: float = 0.0
+    max_grad_norm: float | None = None
+    ema: float | None = None
     seed: int = 0
     device: str = "auto"
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "tf32", "bf16"] = "fp32"
     deterministic: bool = False
     on_nonfinite: Literal["stop", "skip"] = "stop"
+    compile: bool = False
+    sync_batch_norm: bool = False
     capture: bool = True
     channels_last: bool = True
     out: str | None = None
@@ -100,7 +144,13 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         check_types(type(self).__name__, get_type_hints(type(self)), dataclasses.asdict(self))
-        for name in ("epochs", "batch_size"):
+        if self.image_size is not None and self.image_size < 8:
+            raise UserError(f"image_size must be at least 8, got {self.image_size}")
+        if not 0 < self.val_fraction < 1:
+            raise UserError(f"val_fraction must be between 0 and 1, got {self.val_fraction}")
+        if self.workers is not None and self.workers < 0:
+            raise UserError(f"workers must not be negative, got {self.workers}")
+        for name in ("epochs", "batch_size", "accumulate"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.learning_rate is not None and not self.learning_rate > 0:
@@ -110,6 +160,17 @@ class RunConfig:
         for name in ("momentum", "weight_decay"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name} must not be negative, got {getattr(self, name)}")
+        if not 0 <= self.label_smoothing < 1:
+            raise UserError(f"label_smoothing must be at least 0 and below 1, got {self.label_smoothing}")
+        if self.max_grad_norm is not None and not self.max_grad_norm > 0:
+            raise UserError(f"max_grad_norm must be positive, got {self.max_grad_norm}")
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise UserError(f"ema, the decay of the average, must be between 0 and 1, got {self.ema}")
+        if 2 * self.accumulate > max(self.batch_size, 2):
+            raise UserError(
+                f"accumulate {self.accumulate} leaves fewer than 2 images of a batch of {self.batch_size} to each "
+                "micro-batch; choose a smaller one"
+            )
         if self.nesterov and not self.momentum > 0:
             raise UserError("nesterov needs a momentum above 0")
         if self.milestones is not None and sorted(set(self.milestones)) != list(self.milestones):
@@ -154,7 +215,8 @@ class RunConfig:
     def protocol(self) -> str:
         """Label the run: ``protocol`` for the published CIFAR-100 recipe, else ``custom``.
 
-        A precision other than the published fp32 is part of the label: ``protocol, bf16``. So is the clean track.
+        A precision other than the published fp32 is part of the label: ``protocol, bf16``. So are the clean track, and
+        logits of somebody else's teacher.
         """
         mine = self.resolved()
         defaults: dict[str, Any] = {
@@ -166,6 +228,8 @@ class RunConfig:
         deviations: list[str] = [self.precision] if self.precision != "fp32" else []
         if getattr(self, "track", "reference") != "reference":
             deviations.append("clean track")
+        if getattr(self, "teacher_logits", None) is not None:
+            deviations.append("given logits")
         return ", ".join(["protocol", *deviations])
 
 
@@ -173,6 +237,8 @@ class RunConfig:
 _SCHEDULE = (
     *("train_subset", "test_subset", "epochs", "batch_size", "learning_rate", "milestones", "lr_decay"),
     *("momentum", "weight_decay", "nesterov", "schedule", "warmup_epochs", "normalisation"),
+    *("accumulate", "label_smoothing", "max_grad_norm", "sync_batch_norm"),
+    *("image_size", "augment", "flip"),
 )
 
 
@@ -193,7 +259,7 @@ class TrainConfig(RunConfig):
 
     def run_name(self) -> str:
         """``data-model-seedN``."""
-        return f"{self.data}-{self.model}-seed{self.seed}"
+        return f"{_tidy(str(self.data))}-{self.model}-seed{self.seed}"
 
 
 @dataclass(kw_only=True)
@@ -213,27 +279,32 @@ class DistillConfig(RunConfig):
         teacher_table: folder for tables of teacher outputs: where the method reads only logits and embedding, each
             (image, view) is then computed once and looked up ever after, also by later runs of any method
             and seed (default: run the teacher at every step).
+        fill_table: before the first epoch, compute what the table still lacks of all views of all images.
+        teacher_logits: file with the teacher's logits of the training images, .npy or .safetensors, of shape (images,
+            classes) or (images, views, classes), in place of a teacher; for methods that read nothing else of it.
         track: reference reproduces the published code's side effects on batch norms; clean avoids them.
         teacher_taps: modules of the teacher whose outputs are its feature maps, shallow to deep, as in [layer3,layer4];
             embedding=PATH names the module whose output is the embedding (default: a benchmark network's own
             maps, otherwise chosen automatically and printed).
         student_taps: the same of the student; equally many.
-        teacher_size: height and width of the images that the teacher expects; the student's are resized for it (default:
-            what the teacher's library says, otherwise the student's).
-        teacher_mean: mean of each channel, of pixels in 0..1, that the teacher's images are normalised with (default: what
-            the teacher's library says, otherwise the student's).
+        teacher_size: height and width of the images that the teacher expects; the student's are resized for it
+            (default: what the teacher's library says, otherwise the student's).
+        teacher_mean: mean of each channel, of pixels in 0..1, that the teacher's images are normalised with
+            (default: what the teacher's library says, otherwise the student's).
         teacher_std: the deviation that belongs to teacher_mean.
         control: also train the student alone, with the same seeds, initial weights, data order and epochs, and
             report the difference.
         seeds: number of runs, with the seeds from seed on.
     """
 
-    teacher: str
+    teacher: str = ""
     student: str
     method: str = "itrd"
     ce_weight: float | None = None
     track: Literal["reference", "clean"] = "reference"
     teacher_table: str | None = None
+    fill_table: bool = False
+    teacher_logits: str | None = None
     teacher_taps: list[str] | None = None
     student_taps: list[str] | None = None
     teacher_size: int | None = None
@@ -244,10 +315,14 @@ class DistillConfig(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if bool(self.teacher) == (self.teacher_logits is not None):
+            raise UserError("give either a teacher, with --teacher, or its logits, with --teacher_logits")
         for name in ("teacher_taps", "student_taps"):
             taps = getattr(self, name)
             if taps is not None and (not taps or "" in taps or len(set(taps)) < len(taps)):
-                raise UserError(f"{name} must be a list of different modules, as in [layer3,layer4], got {taps}")
+                raise UserError(
+                    f"{name} must be a list of different modules, as in [layer3,layer4], got {taps}"
+                )
         if self.teacher_size is not None and self.teacher_size < 1:
             raise UserError(f"teacher_size must be at least 1, got {self.teacher_size}")
         if any(std <= 0 for std in self.teacher_std or ()):
@@ -264,8 +339,8 @@ class DistillConfig(RunConfig):
 
     def run_name(self) -> str:
         """``data-teacher-student-method-seedN``."""
-        parts = (self.data, _tidy(self.teacher), _tidy(self.student), _tidy(self.method), f"seed{self.seed}")
-        return "-".join(str(part) for part in parts)
+        parts = (str(self.data), self.teacher or str(self.teacher_logits), self.student, self.method)
+        return "-".join([*map(_tidy, parts), f"seed{self.seed}"])
 
 
 def _tidy(text: str) -> str:

@@ -47,10 +47,20 @@ def be_deterministic() -> None:
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
-    """Return the automatic-casting context of a precision: fp32 (none) or bf16."""
-    if precision == "fp32":
+    """Return the automatic-casting context of a precision: fp32 and tf32 (none) or bf16."""
+    if precision != "bf16":
         return nullcontext()
     return torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+def set_float32(precision: str) -> None:
+    """Say how this process multiplies float32 numbers on a GPU: rounded for tf32, otherwise in full.
+
+    In bf16 runs only the losses are left in float32, and they are to be exact. Without this call, torch rounds in
+    convolutions and does not in matrix products.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"
 
 
 def fast_precision(device: torch.device) -> str:

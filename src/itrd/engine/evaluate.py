@@ -6,29 +6,49 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from itrd.data.device import DeviceImages
+from itrd.data.source import ImageSource
 from itrd.engine.device import autocast
-from itrd.engine.metrics import Meter, accuracies
+from itrd.engine.metrics import accuracies
+from itrd.engine.team import ALONE, Team
 from itrd.methods.base import at_least_float32
+from itrd.models.observe import logits_of
 
 
 @torch.no_grad()
 def evaluate(
-    net: nn.Module, images: DeviceImages, precision: str = "fp32", batch_size: int = 500
+    net: nn.Module,
+    images: ImageSource,
+    precision: str = "fp32",
+    batch_size: int | None = None,
+    team: Team = ALONE,
 ) -> dict[str, float]:
     """Top-1 and top-5 accuracy in percent and mean cross-entropy (``top1``, ``top5``, ``loss``).
 
-    The network is called plainly on unaugmented images, in eval mode, and left in the mode it was in.
+    The network is called plainly on unaugmented images, in eval mode, and left in the mode it was in. The processes
+    of a team, which all call this, take turns in the batches. Without images there is nothing to tell: ``{}``.
+
+    Args:
+        net: the network.
+        images: with labels.
+        precision: fp32 or bf16.
+        batch_size: images per forward pass; None for 500 of 32 x 32 pixels, and fewer larger ones.
+        team: the processes that share the work.
     """
+    if not len(images):
+        return {}
+    if batch_size is None:
+        batch_size = max(32, min(500, 500 * 64 * 64 // (images.shape[1] * images.shape[2])))
     training = net.training
     net.eval()
-    meter = Meter()
-    for indices in torch.arange(len(images), device=images.device).split(batch_size):
+    sums = torch.zeros(4, dtype=torch.float64, device=images.device)  # of top1, top5, loss, and of ones
+    for indices in torch.arange(len(images), device=images.device).split(batch_size)[team.rank :: team.size]:
         labels = images.labels[indices]
         with autocast(images.device, precision):
-            logits = net(images.plain(indices))
+            logits = logits_of(net(images.plain(indices)))
         logits = at_least_float32(logits)
-        values = {**accuracies(logits, labels), "loss": F.cross_entropy(logits, labels)}
-        meter.add(values, len(indices))
+        means = [*accuracies(logits, labels).values(), F.cross_entropy(logits, labels)]
+        sums += torch.stack([*(mean.double() for mean in means), torch.ones_like(sums[0])]) * len(indices)
     net.train(training)
-    return meter.read()
+    team.sum([sums])
+    top1, top5, loss = sums[:3].div(sums[3]).tolist()
+    return {"top1": top1, "top5": top5, "loss": loss}

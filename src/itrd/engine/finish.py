@@ -26,9 +26,12 @@ def finish(trainer: Trainer) -> Result:
         trainer.first_stages,
         trainer.best,
         {**trainer.record, "provenances": trainer.provenances},
+        processes=trainer.team.size,
     )
     if trainer.folder is not None:
         save_student(trainer.folder, "last", student, trainer.data, last)
+        if trainer.average is not None:
+            save_student(trainer.folder, "ema", trainer.average.net, trainer.data, last)
         write_json(trainer.folder.result, record)
     return Result(last, trainer.best, trainer.history, student, record)
 

@@ -7,6 +7,7 @@ metrics.jsonl         one line per epoch
 events.out.tfevents*  TensorBoard
 last.safetensors      weights after the last epoch: the result
 best.safetensors      weights of the epoch with the best test accuracy
+ema.safetensors       moving average of the weights after the last epoch, where one was asked for
 result.json           settings, provenance, curve, last and best epoch
 """
 

@@ -50,18 +50,20 @@ class HubNetwork:
     """A network of a library.
 
     Attributes:
-        net: the network; its ``arch`` is the name without weights, ``timm:resnet18``.
+        net: the network.
+        arch: its name without weights, ``timm:resnet18``; ``net.arch`` is the same.
         num_classes: K.
         source: name, with the file its weights are from, or ``fresh``.
         sha256: checksum of that file; None for fresh weights.
-        preprocessing: of the pretrained network of this name.
+        preprocessing: of the library's network of this name; None for fresh weights.
     """
 
     net: nn.Module
+    arch: str
     num_classes: int
     source: str
     sha256: str | None
-    preprocessing: Preprocessing
+    preprocessing: Preprocessing | None
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,7 @@ def build(spec: str, num_classes: int | None = None, *, pretrained: bool = False
     weights = parsed.weights or (PRETRAINED if pretrained else None)
     if weights is None:
         net = library.create(parsed.name, num_classes)
-        path = None
+        path: Path | None = None
     else:
         path = library.fetch(parsed.name) if weights == PRETRAINED else Path(weights)
         net = library.load(parsed.name, _read(path), str(path))
@@ -119,13 +121,14 @@ def build(spec: str, num_classes: int | None = None, *, pretrained: bool = False
     if num_classes is not None and num_classes != classes:
         library.reset_classifier(net, num_classes)
         classes = num_classes
-    net.arch = parsed.arch  # type: ignore[assignment]
+    net.arch = parsed.arch
     return HubNetwork(
         net.eval(),
+        parsed.arch,
         classes,
         f"{parsed.arch} (fresh)" if path is None else f"{parsed.arch} ({path})",
         None if path is None else sha256_of(path),
-        library.preprocessing(parsed.name),
+        None if path is None else library.preprocessing(parsed.name),
     )
 
 
@@ -149,7 +152,9 @@ def _classes(net: nn.Module, arch: str) -> int:
         return said
     last = last_linear(net)
     if last is None:
-        raise UserError(f"{arch} has no linear layer, so its number of classes cannot be told; choose another network")
+        raise UserError(
+            f"{arch} has no linear layer, so its number of classes cannot be told; choose another network"
+        )
     return int(net.get_submodule(last).out_features)  # type: ignore[arg-type]
 
 
@@ -214,7 +219,9 @@ class _Timm:
     def check(self, name: str) -> None:
         timm = _import("timm", "timm")
         if not timm.is_model(name):
-            raise UnknownNameError("timm network", name, timm.list_models(), hint="timm.list_models() lists them")
+            raise UnknownNameError(
+                "timm network", name, timm.list_models(), hint="timm.list_models() lists them"
+            )
         tag, tags = name.partition(".")[2], timm.list_pretrained(name.partition(".")[0])
         if tag and name not in tags:
             raise UnknownNameError("timm weights", name, tags, hint=f"there are {', '.join(tags) or 'none'}")
@@ -253,7 +260,11 @@ class _Timm:
     def fetch(self, name: str) -> Path:
         config = self._config(name)
         if config.hf_hub_id:
-            names = [config.hf_hub_filename] if config.hf_hub_filename else ["model.safetensors", "pytorch_model.bin"]
+            names = (
+                [config.hf_hub_filename]
+                if config.hf_hub_filename
+                else ["model.safetensors", "pytorch_model.bin"]
+            )
             path = _fetch_from_hub("timm", config.hf_hub_id, *names)
             assert path is not None
             return path
@@ -285,7 +296,9 @@ class _Torchvision:
         arch, _, tag = name.partition(".")
         known = models.list_models(module=models)
         if arch not in known:
-            raise UnknownNameError("torchvision network", arch, known, hint="torchvision.models.list_models() lists them")
+            raise UnknownNameError(
+                "torchvision network", arch, known, hint="torchvision.models.list_models() lists them"
+            )
         tags = [weights.name for weights in models.get_model_weights(arch)]
         if tag and tag not in tags:
             raise UnknownNameError("torchvision weights", tag, tags)
@@ -336,7 +349,9 @@ class _Transformers:
         try:
             return self._auto().AutoConfig.from_pretrained(name, trust_remote_code=False)
         except (OSError, ValueError) as error:
-            raise UserError(f"cannot read the configuration of hf:{name}: {str(error).splitlines()[0]}") from None
+            raise UserError(
+                f"cannot read the configuration of hf:{name}: {str(error).splitlines()[0]}"
+            ) from None
 
     def create(self, name: str, num_classes: int | None) -> nn.Module:
         config = self._config(name)
@@ -353,7 +368,9 @@ class _Transformers:
             config.num_labels = classes
         net, info = self._model(
             name,
-            lambda auto: auto.from_pretrained(None, config=config, state_dict=state, output_loading_info=True),
+            lambda auto: auto.from_pretrained(
+                None, config=config, state_dict=state, output_loading_info=True
+            ),
         )
         wrong = sorted(map(str, (*info["missing_keys"], *info["mismatched_keys"], *info["unexpected_keys"])))
         if wrong:
@@ -366,7 +383,9 @@ class _Transformers:
         try:
             return make(self._auto().AutoModelForImageClassification)
         except (ValueError, OSError, RuntimeError) as error:
-            raise UserError(f"hf:{name} is no image classifier that can be built: {str(error).splitlines()[0]}") from None
+            raise UserError(
+                f"hf:{name} is no image classifier that can be built: {str(error).splitlines()[0]}"
+            ) from None
 
     def fetch(self, name: str) -> Path:
         path = _fetch_from_hub("hf", name, "model.safetensors")
@@ -401,7 +420,9 @@ class _Transformers:
 def _replace_last_linear(net: nn.Module, num_classes: int) -> None:
     path = last_linear(net)
     if path is None:
-        raise UserError(f"{type(net).__name__} has no linear layer to replace; leave out the weights, or choose another")
+        raise UserError(
+            f"{type(net).__name__} has no linear layer to replace; leave out the weights, or choose another"
+        )
     old = net.get_submodule(path)
     assert isinstance(old, nn.Linear)
     net.set_submodule(path, nn.Linear(old.in_features, num_classes, bias=old.bias is not None))

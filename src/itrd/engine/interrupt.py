@@ -37,9 +37,15 @@ _received: int | None = None  # signals belong to the process, and so does what 
 _holding = False
 
 
-def received() -> bool:
-    """Whether a signal asked the process to stop."""
-    return _received is not None
+def received() -> int:
+    """The number of the signal that asked the process to stop; 0 if none did."""
+    return _received or 0
+
+
+def receive(number: int) -> None:
+    """Take note of a signal that another process of the same run received."""
+    global _received
+    _received = _received or number
 
 
 @contextmanager

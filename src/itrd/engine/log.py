@@ -66,7 +66,7 @@ def _line(epoch: dict[str, Any]) -> str:
 
 def _scalars(epoch: dict[str, Any]) -> dict[str, float]:
     flat = {"learning_rate": epoch["learning_rate"], "images_per_second": epoch["images_per_second"]}
-    for group in ("train", "test"):
+    for group in ("train", "test", "ema"):
         flat |= {f"{group}/{name}": value for name, value in epoch[group].items()}
     return flat
 
@@ -92,6 +92,13 @@ class Quiet:
     def message(self, text: str) -> None:
         """Print a line on standard error: what is said here matters without a display, too."""
         print(text, file=sys.stderr)
+
+
+class Silent(Quiet):
+    """A display that says nothing either."""
+
+    def message(self, text: str) -> None:
+        """Do nothing."""
 
 
 class Console(Quiet):
@@ -147,7 +154,13 @@ class Console(Quiet):
         number = f"{epoch.epoch:>{len(str(self._epochs))}}/{self._epochs}"
         terms = [f"{name} {value:.3f}" for name, value in epoch.train.items() if not name.startswith("top")]
         if epoch.stage == "main":
-            head = [f"epoch {number}", f"test {epoch.test['top1']:.2f}%", f"train {epoch.train['top1']:.2f}%"]
+            average = [f"average {epoch.ema['top1']:.2f}%"] if epoch.ema else []
+            head = [
+                f"epoch {number}",
+                *([f"test {epoch.test['top1']:.2f}%"] if epoch.test else []),
+                *average,
+                *([f"train {epoch.train['top1']:.2f}%"] if "top1" in epoch.train else []),
+            ]
         else:
             head = [f"{epoch.stage}, first stage, epoch {number}"]
         if epoch.skipped:

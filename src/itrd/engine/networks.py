@@ -38,7 +38,7 @@ class TrainedNetwork:
     sha256: str | None
     data: str | None
     normalisation: str | None = None
-    preprocessing: hubs.Preprocessing = hubs.Preprocessing()
+    preprocessing: hubs.Preprocessing | None = None
 
 
 def load_network(spec: str) -> TrainedNetwork:
@@ -53,9 +53,8 @@ def load_network(spec: str) -> TrainedNetwork:
     """
     if hubs.is_hub(spec):
         hub = hubs.build(spec, pretrained=True)
-        arch = str(hub.net.arch)
         return TrainedNetwork(
-            hub.net, arch, hub.num_classes, hub.source, hub.sha256, None, preprocessing=hub.preprocessing
+            hub.net, hub.arch, hub.num_classes, hub.source, hub.sha256, None, preprocessing=hub.preprocessing
         )
     arch, _, rest = spec.partition(":")
     in_zoo = zoo.find(spec)
@@ -85,17 +84,20 @@ def load_network(spec: str) -> TrainedNetwork:
     state, metadata = read_weights(path)
     state = zoo.single(state)
     arch = arch or metadata.get("arch") or architecture_from_path(path) or ""
-    if arch.startswith(("timm:", "torchvision:")):  # hf: would fetch what the file names; its user must name it
+    # hf: would fetch what the file names, so its user must name it.
+    trained_here = arch.startswith(("timm:", "torchvision:"))
+    if not trained_here and arch not in list_models():
+        raise UserError(
+            f"cannot tell the architecture of {path}; write NAME:{path}, NAME from `itrd models`"
+            + (f", or {arch}@{path}" if hubs.is_hub(arch) else "")
+        )
+    net: nn.Module
+    if trained_here:
         num_classes = _classes_said(metadata, path)
         net = hubs.build(arch.partition("@")[0], num_classes).net
-        load_into(net, state, str(path))
-        data = metadata.get("data")
-        normalisation = metadata.get("normalisation", "dataset")
-        return TrainedNetwork(net.eval(), arch, num_classes, str(path), sha256_of(path), data, normalisation)
-    if arch not in list_models():
-        raise UserError(f"cannot tell the architecture of {path}; write NAME:{path}, NAME from `itrd models`")
-    num_classes = classes_in(state) or 100
-    net = create_model(arch, num_classes)
+    else:
+        num_classes = classes_in(state) or 100
+        net = create_model(arch, num_classes)
     load_into(net, state, str(path))
     # Ours say so unless it is the dataset's; .pth files and those of others say nothing at all.
     normalisation = metadata.get("normalisation", "dataset" if "data" in metadata else None)

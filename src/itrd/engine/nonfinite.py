@@ -7,13 +7,13 @@ step, so the verdicts stay there and are read now and then; a step to be skipped
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from itrd.engine.task import DistillTask, StepOutput
+from itrd.engine.task import DistillTask
 from itrd.errors import TrainingError
 
 READ_EVERY = 100  # steps between two looks at a GPU's verdicts
@@ -70,14 +70,14 @@ class StepGuard:
 
     def update(
         self,
-        output: StepOutput,
+        terms: Mapping[str, Tensor],
         optimizer: torch.optim.Optimizer,
-        again: Callable[[], StepOutput],
+        again: Callable[[], object],
     ) -> Tensor | None:
         """Take the optimiser's step if everything is finite.
 
         Args:
-            output: of the step; its gradients are computed.
+            terms: scalars of the step, by name; its gradients are computed.
             optimizer: of the stage.
             again: computes the step's forward pass once more, for the diagnosis.
 
@@ -88,7 +88,7 @@ class StepGuard:
             TrainingError: something is not finite, and such steps are not to be skipped.
         """
         if self._immediate:
-            if _surely_finite(output, optimizer) or bool(self._judge(output, optimizer)):
+            if _surely_finite(terms, optimizer) or bool(self._judge(terms, optimizer)):
                 self._start += 1
                 optimizer.step()
                 return None
@@ -97,7 +97,7 @@ class StepGuard:
             self._start += 1
             self._undo(optimizer, torch.tensor(False))
             return torch.tensor(False)
-        good = self._judge(output, optimizer)
+        good = self._judge(terms, optimizer)
         optimizer.step()
         if not self.skip:
             return None
@@ -122,14 +122,14 @@ class StepGuard:
         if not self.skip and self._first is not None and int(self._first) >= 0:
             raise TrainingError(self._message(None))
 
-    def _judge(self, output: StepOutput, optimizer: torch.optim.Optimizer) -> Tensor:
+    def _judge(self, terms: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> Tensor:
         """Judge a step on its device, without waiting; keep the first bad verdict; return whether it is good."""
-        self._terms = list(output.terms)
+        self._terms = list(terms)
         self._judged = [p for p in _trained(optimizer) if p.grad is not None]
-        terms = torch.stack([value.detach().double() for value in output.terms.values()]).isfinite()
+        values = torch.stack([value.detach().double() for value in terms.values()]).isfinite()
         # The largest absolute entry cannot overflow, as a sum of squares can.
         gradients = torch.stack(torch._foreach_norm(_gradients(optimizer), math.inf)).isfinite()
-        finite = torch.cat([terms, gradients])
+        finite = torch.cat([values, gradients])
         good = finite.all()
         if self._verdicts is None or self._verdicts.shape != finite.shape:  # the first step of a stage
             self._verdicts = torch.ones_like(finite)
@@ -195,15 +195,15 @@ def _gradients(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     return [p.grad for p in _trained(optimizer) if p.grad is not None]
 
 
-def _surely_finite(output: StepOutput, optimizer: torch.optim.Optimizer) -> bool:
+def _surely_finite(terms: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> bool:
     """Tell cheaply, on the host; False for finite gradients, too, where the sum of their squares overflows."""
-    terms = [value.detach().double() for value in output.terms.values()]
+    values = [value.detach().double() for value in terms.values()]
     norms = [norm.double() for norm in torch._foreach_norm(_gradients(optimizer))]
-    return bool(torch.stack(terms + norms).isfinite().all())
+    return bool(torch.stack(values + norms).isfinite().all())
 
 
 @torch.no_grad()
-def _first_module(task: DistillTask, again: Callable[[], StepOutput]) -> str | None:
+def _first_module(task: DistillTask, again: Callable[[], object]) -> str | None:
     """Repeat the forward pass and name the first module, if any, whose output is not finite."""
     found: list[str] = []
 

@@ -15,14 +15,23 @@ def make_optimizer(
 ) -> torch.optim.SGD:
     """Build the optimiser of a stage; its learning rate is set by :func:`set_rate`."""
     fused = device.type == "cuda"
-    return torch.optim.SGD(
-        parameters,
+    trained = list(parameters)
+    optimizer = torch.optim.SGD(
+        trained,
         lr=torch.zeros((), device=device) if fused else 0.0,
         momentum=config.momentum,
         weight_decay=config.weight_decay,
         nesterov=config.nesterov,
         fused=fused,
     )
+    if config.max_grad_norm is not None:
+        limit = config.max_grad_norm
+
+        def clip(*_: object) -> None:
+            nn.utils.clip_grad_norm_(trained, limit)
+
+        optimizer.register_step_pre_hook(clip)  # behind the check for numbers that are not finite
+    return optimizer
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

@@ -25,11 +25,13 @@ class Epoch:
         epoch: counted from 1.
         learning_rate: of this epoch.
         train: sample-weighted means over the epoch's augmented batches: loss, its unweighted terms, top1, top5.
-        test: top1, top5 (percent) and loss on the test set after the epoch; empty in a first stage.
+        test: top1, top5 (percent) and loss on the test set after the epoch; empty in a first stage, and where no test
+            image has a label.
         seconds: training time, evaluation not included.
         images_per_second: training images per second.
         stage: ``main``, or the method whose first stage this is.
         evaluation_seconds: time of the evaluation after the epoch.
+        ema: what ``test`` says, of the moving average of the weights; empty without one.
         skipped: steps that were not taken because their loss or gradient was not finite; the means leave them out.
     """
 
@@ -42,6 +44,7 @@ class Epoch:
     stage: str = "main"
     evaluation_seconds: float = 0.0
     skipped: int = 0
+    ema: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -50,11 +53,13 @@ class Result:
 
     Attributes:
         last: the last epoch: the result.
-        best: the epoch with the highest test accuracy. It is chosen on the test set, so it is optimistic: for
+        best: the epoch with the highest test accuracy; without labelled test images, the last one. It is chosen on the test set, so it is optimistic: for
             comparison with sources that report it, never the headline.
         history: all epochs of the main stage.
         student: the trained network, with the weights of the last epoch.
         record: everything that ``result.json`` holds.
+        comparison: what ``comparison.json`` holds, where several seeds or a control were asked for; then this is the
+            distilled run of the first seed.
     """
 
     last: Epoch
@@ -62,6 +67,7 @@ class Result:
     history: list[Epoch]
     student: nn.Module
     record: dict[str, Any] = field(repr=False)
+    comparison: dict[str, Any] | None = field(default=None, repr=False)
 
 
 def build_record(
@@ -73,15 +79,20 @@ def build_record(
     first_stages: list[Epoch],
     best: Epoch,
     extra: dict[str, Any],
+    *,
+    processes: int = 1,
 ) -> dict[str, Any]:
     """Assemble ``result.json``: settings, provenance, curve, last and best epoch.
 
     ``seconds`` is training alone, ``wall_seconds`` with evaluations; both summed over every part of a resumed run.
     """
     epochs = [*first_stages, *history]
+    protocol = config.protocol()
+    if processes > 1 and protocol != "custom":  # batch norms see parts of the published batches
+        protocol += f", {processes} processes"
     return {
         "format": RECORD_FORMAT,
-        "protocol": config.protocol(),
+        "protocol": protocol,
         "settings": config.identity(),
         **extra,
         "data": {
@@ -89,12 +100,14 @@ def build_record(
             "fingerprint": data.fingerprint,
             "train": len(data.train),
             "test": len(data.test),
+            **data.facts,
             "mean": list(data.mean),
             "std": list(data.std),
         },
         "parameters": sum(p.numel() for p in task.student.parameters()),
         "objective": task.objective.describe(),
         "device": device,
+        **({"processes": processes} if processes > 1 else {}),
         "provenance": provenance(device),
         "deterministic": config.deterministic,
         "skipped_steps": sum(e.skipped for e in epochs),

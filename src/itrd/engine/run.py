@@ -13,6 +13,7 @@ from torch import nn
 
 from itrd.data import load_dataset
 from itrd.data.datasets import ImageDataset
+from itrd.engine import hubs
 from itrd.engine.config import DistillConfig, RunConfig, TrainConfig
 from itrd.engine.device import resolve_device
 from itrd.engine.evaluate import evaluate
@@ -20,11 +21,13 @@ from itrd.engine.folder import RunFolder
 from itrd.engine.networks import TrainedNetwork, load_network
 from itrd.engine.record import Epoch, Result
 from itrd.engine.task import DistillTask
+from itrd.engine.team import Team, join
 from itrd.engine.trainer import Trainer
 from itrd.errors import UserError
 from itrd.methods import create_objective
 from itrd.methods.objective import Objective
 from itrd.models import create_model
+from itrd.models.adapt import Adapted
 from itrd.seeds import derive
 
 Callbacks = Sequence[Callable[[Trainer, Epoch], None]]
@@ -32,8 +35,33 @@ Callbacks = Sequence[Callable[[Trainer, Epoch], None]]
 
 def build_student(name: str, num_classes: int, seed: int) -> nn.Module:
     """Create a network whose initial weights are a function of the seed."""
+    return starting_network(name, num_classes, seed)[0]
+
+
+def starting_network(name: str, num_classes: int, seed: int) -> tuple[nn.Module, dict[str, Any]]:
+    """Create a network to be trained; its fresh weights are a function of the seed.
+
+    Returns:
+        The network, and for the run's record where its weights come from, if they are not all fresh.
+    """
     torch.manual_seed(derive(seed, "weights"))
-    return create_model(name, num_classes)
+    if not hubs.is_hub(name):
+        return create_model(name, num_classes), {}
+    hub = hubs.build(name, num_classes)
+    return hub.net, {"student": {"arch": hub.arch, "source": hub.source, "sha256": hub.sha256}}
+
+
+def check_name(name: str) -> None:
+    """Refuse a wrong name of a network before anything is read.
+
+    Raises:
+        UserError: there is no such network.
+    """
+    if hubs.is_hub(name):
+        hubs.check(name)
+    else:
+        with torch.device("meta"):
+            create_model(name)
 
 
 def get_data(config: RunConfig, given: ImageDataset | None = None) -> ImageDataset:
@@ -59,19 +87,32 @@ def prepare_train(
     Raises:
         UserError: anything that cannot work, before a file is written.
     """
+    team, config = join(config)
     resolved = config.resolved()
     assert isinstance(resolved, TrainConfig)
     resolve_device(resolved.device)
     if model is None:
-        with torch.device("meta"):  # a wrong name is refused before the data is read
-            create_model(resolved.model)
-    folder = _folder(resolved)
-    data = get_data(resolved, data)
-    student = model or build_student(resolved.model, data.num_classes, resolved.seed)
-    task = DistillTask(student, None, create_objective("none"))
+        check_name(resolved.model)
+    folder = team.lead(lambda: _folder(resolved))
+    with team.one_by_machine():
+        data = get_data(resolved, data)
+    lineage: dict[str, Any] = {}
+    if model is None:
+        model, lineage = starting_network(resolved.model, data.num_classes, resolved.seed)
+    objective = create_objective("none")
+    objective.label_smoothing = resolved.label_smoothing
+    task = DistillTask(model, None, objective)
     _bind(folder, data)
-    trainer = Trainer(task, data, resolved, folder=folder, record={"kind": "train"}, callbacks=callbacks)
-    with _opened(folder):
+    trainer = Trainer(
+        task,
+        data,
+        resolved,
+        folder=folder,
+        record={"kind": "train", **lineage},
+        callbacks=callbacks,
+        team=team,
+    )
+    with _opened(folder, team):
         yield trainer
 
 
@@ -90,35 +131,57 @@ def prepare_distill(
     Raises:
         UserError: anything that cannot work, before a file is written.
     """
+    team, config = join(config)
     objective = objective or create_objective(config.method, config.ce_weight)
     if student is None:
-        with torch.device("meta"):  # a wrong name is refused before the teacher is read
-            create_model(config.student)
-    teacher = teacher or load_network(config.teacher)
+        check_name(config.student)
+    with team.one_by_machine():
+        teacher = teacher or load_network(config.teacher)
     if config.data is None and data is None:
         config = replace(config, data=data_of(teacher))
     resolved = config.resolved()
     assert isinstance(resolved, DistillConfig)
     resolve_device(resolved.device)
-    folder = _folder(resolved)
-    data = get_data(resolved, data)
-    check_classes(teacher, data)
+    folder = team.lead(lambda: _folder(resolved))
+    with team.one_by_machine():
+        data = get_data(resolved, data)
+    comparable = check_classes(teacher, data, objective)
     check_normalisation(teacher, data)
     if student is teacher.net:
         raise UserError("teacher and student are the same module; give the student a module of its own")
-    student_net = student or build_student(resolved.student, data.num_classes, resolved.seed)
+    teacher = adapted(teacher, data, resolved)
+    lineage: dict[str, Any] = {}
+    if student is None:
+        student, lineage = starting_network(resolved.student, data.num_classes, resolved.seed)
     # bf16 rounds far more coarsely than folding does; fp32 stays the teacher's own arithmetic.
     fold = resolved.precision != "fp32"
-    task = DistillTask(student_net, teacher.net, objective, resolved.track, fold_teacher=fold)
+    objective.label_smoothing = resolved.label_smoothing
+    task = DistillTask(
+        student,
+        teacher.net,
+        objective,
+        resolved.track,
+        fold_teacher=fold,
+        student_taps=resolved.student_taps,
+        teacher_taps=resolved.teacher_taps,
+    )
     record: dict[str, Any] = {
         "kind": "distill",
         "track": resolved.track,
         "teacher": {"arch": teacher.arch, "source": teacher.source, "sha256": teacher.sha256},
+        **lineage,
     }
+    if isinstance(teacher.net, Adapted):
+        record["teacher"]["images"] = teacher.net.describe()
     _bind(folder, data, teacher)
-    trainer = Trainer(task, data, resolved, folder=folder, record=record, callbacks=callbacks)
-    record["teacher"]["test"] = evaluate(teacher.net, trainer.test_images, resolved.precision)
-    with _opened(folder):
+    trainer = Trainer(task, data, resolved, folder=folder, record=record, callbacks=callbacks, team=team)
+    if task.taps is not None:
+        record["taps"] = task.taps.rows()
+    # A teacher of other classes has no accuracy on these labels.
+    record["teacher"]["test"] = (
+        evaluate(teacher.net, trainer.test_images, resolved.precision, team=team) if comparable else None
+    )
+    with _opened(folder, team):
         yield trainer
 
 
@@ -149,15 +212,13 @@ def _bind(folder: RunFolder | None, data: ImageDataset, teacher: TrainedNetwork 
 
 
 @contextmanager
-def _opened(folder: RunFolder | None) -> Iterator[None]:
-    if folder is None:
-        yield
-        return
-    folder.open()
+def _opened(folder: RunFolder | None, team: Team) -> Iterator[None]:
+    team.lead(lambda: None if folder is None else folder.open())
     try:
         yield
     finally:
-        folder.close()
+        if folder is not None:
+            folder.close()
 
 
 def data_of(network: TrainedNetwork) -> str:
@@ -174,17 +235,57 @@ def data_of(network: TrainedNetwork) -> str:
     raise UserError(f"{network.source} does not say which dataset it was trained on; name it with --data")
 
 
-def check_classes(network: TrainedNetwork, data: ImageDataset) -> None:
-    """Refuse a network whose number of classes is not the dataset's.
+def check_classes(network: TrainedNetwork, data: ImageDataset, objective: Objective | None = None) -> bool:
+    """Refuse a network of another number of classes than the dataset's, where that cannot work.
+
+    Args:
+        network: whose classes count.
+        data: the dataset.
+        objective: what is learned from the network; None where its own accuracy is asked for.
+
+    Returns:
+        Whether the numbers are equal, so that the network's accuracy on the dataset means something.
 
     Raises:
-        UserError: they differ.
+        UserError: they differ, and the objective reads the network's logits.
     """
-    if network.num_classes != data.num_classes:
-        raise UserError(
-            f"{network.source} has {network.num_classes} classes and {data.name} has {data.num_classes}; "
-            "choose a network trained on this dataset, or another --data"
+    if network.num_classes == data.num_classes:
+        return True
+    if objective is None or "logits" in objective.reads:
+        reason = "" if objective is None else f"{objective.describe()} compares logits class by class, but "
+        advice = (
+            ""
+            if objective is None
+            else ", or a method that reads no logits (itrd, crd, rkd, pkt, similarity, hint)"
         )
+        raise UserError(
+            f"{reason}{network.source} has {network.num_classes} classes and {data.name} has {data.num_classes}; "
+            f"choose a network trained on this dataset, or another --data{advice}"
+        )
+    return False
+
+
+def adapted(teacher: TrainedNetwork, data: ImageDataset, config: DistillConfig) -> TrainedNetwork:
+    """Put a converter of images before a teacher that expects others than the student gets.
+
+    What it expects is what the settings say, or else its library; where neither does, the student's images.
+
+    Raises:
+        UserError: mean or deviation is not one for each channel.
+    """
+    said = teacher.preprocessing or hubs.Preprocessing()
+    size = said.size if config.teacher_size is None else config.teacher_size
+    mean = tuple(config.teacher_mean or said.mean or data.mean)
+    std = tuple(config.teacher_std or said.std or data.std)
+    if not len(mean) == len(std) == len(data.mean):
+        raise UserError(
+            f"teacher_mean and teacher_std need a number for each of the {len(data.mean)} channels of {data.name}, "
+            f"got {list(mean)} and {list(std)}"
+        )
+    if size is None and (mean, std) == (tuple(data.mean), tuple(data.std)):
+        return teacher
+    net = Adapted(teacher.net, mean=data.mean, std=data.std, net_mean=mean, net_std=std, size=size)
+    return replace(teacher, net=net.eval())
 
 
 def check_normalisation(network: TrainedNetwork, data: ImageDataset) -> None:

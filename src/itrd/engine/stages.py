@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from torch import nn
+from torch import Tensor, nn
 
 from itrd.engine.config import RunConfig, rate_of
 from itrd.engine.task import DistillTask, StepOutput
@@ -25,6 +25,7 @@ class Stage:
         epochs: passes over the training set.
         rate: learning rate of an epoch, counted from 1.
         begin: puts the modules into the modes of this stage and returns the parameters it trains.
+        observe: outputs of student and teacher for images, given the teacher's if they are known already.
         loss: loss of one batch from the outputs of student and teacher.
     """
 
@@ -32,6 +33,7 @@ class Stage:
     epochs: int
     rate: Callable[[int], float]
     begin: Callable[[], list[nn.Parameter]]
+    observe: Callable[[Tensor, Outputs | None], tuple[Outputs, Outputs | None]]
     loss: Callable[[Outputs, Outputs | None, Batch], StepOutput]
 
 
@@ -49,6 +51,7 @@ def _first(task: DistillTask, method: Method, stage: FirstStage, config: RunConf
         stage.epochs,
         lambda epoch: rate,
         lambda: task.first_stage_mode(stage),
+        task.observe,
         partial(task.first_stage_loss, method),
     )
 
@@ -63,5 +66,6 @@ def _main(task: DistillTask, config: RunConfig) -> Stage:
         config.epochs,
         lambda epoch: rate_of(config, epoch),
         begin,
+        task.observe,
         task.loss,
     )

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
 
 from itrd.data.datasets import ImageDataset
-from itrd.engine.checkpoint import load_state, save_state, save_weights
+from itrd.engine.checkpoint import has_state, load_state, save_state, save_weights
 from itrd.engine.folder import RunFolder
 from itrd.engine.metrics import Meter
 from itrd.engine.optimizer import load_optimizer
@@ -122,21 +124,50 @@ def save_run(trainer: Trainer, folder: RunFolder, optimizer: torch.optim.Optimiz
         "history": [asdict(e) for e in trainer.history],
         "first_stages": [asdict(e) for e in trainer.first_stages],
         "best": trainer.best.epoch if trainer.best else None,
+        "average": None if trainer.average is None else trainer.average.state_dict(),
         "provenances": trainer.provenances,
         **generators(trainer.device),
     }
     save_state(folder.checkpoint, state)
 
 
-def restore_run(trainer: Trainer, folder: RunFolder, stages: int) -> tuple[dict[str, Any], str | None]:
-    """Go back to the saved state; return its optimiser part as ``{"optimizer": ...}``, and what was amiss.
+class Saved(NamedTuple):
+    """The saved state of a run.
+
+    Attributes:
+        state: what :func:`save_run` saved.
+        source: the file.
+        complaint: what was amiss with it, if anything.
+    """
+
+    state: dict[str, Any]
+    source: str
+    complaint: str | None
+
+
+def saved_run(folder: RunFolder) -> Saved | None:
+    """Read the saved state of a run; None if it was stopped before the first one was written.
 
     Raises:
-        CheckpointError: there is no usable state, or it is not one of this run.
+        CheckpointError: it is damaged.
     """
+    if not has_state(folder.checkpoint):
+        return None
     state, complaint = load_state(folder.checkpoint)
-    try:
+    return Saved(state, str(folder.checkpoint), complaint)
+
+
+def restore_run(trainer: Trainer, saved: Saved, stages: int) -> Saved:
+    """Go back to a saved state; return what remains to be restored, the optimiser's part.
+
+    Raises:
+        CheckpointError: it is not one of this run.
+    """
+    state = saved.state
+    with _fitting(saved):
         trainer.task.load_state_dict(state["task"])
+        if trainer.average is not None:
+            trainer.average.load_state_dict(state["average"])
         trainer.position.load_state_dict(state["position"])
         trainer.history = [Epoch(**e) for e in state["history"]]
         trainer.first_stages = [Epoch(**e) for e in state["first_stages"]]
@@ -147,34 +178,47 @@ def restore_run(trainer: Trainer, folder: RunFolder, stages: int) -> tuple[dict[
         if position.stage >= stages or len(trainer.history) != through or (through and trainer.best is None):
             raise ValueError(f"{position} with {len(trainer.history)} epochs behind it")
         restore_generators(state, trainer.device)
-        return {"optimizer": state["optimizer"]}, complaint
-    except MISFITS as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise CheckpointError(f"{folder.checkpoint} does not fit this run: {reason}") from None
+        return saved._replace(state={"optimizer": state["optimizer"]})
 
 
-def restore_optimizer(optimizer: torch.optim.Optimizer, state: Any, folder: RunFolder) -> None:
-    """Set an optimiser to a saved state.
+def restore_optimizer(optimizer: torch.optim.Optimizer, saved: Saved) -> None:
+    """Set an optimiser to its saved state; leave it alone where there is none, between stages.
 
     Raises:
         CheckpointError: it is one of other parameters.
     """
+    if saved.state["optimizer"] is not None:
+        with _fitting(saved):
+            load_optimizer(optimizer, saved.state["optimizer"])
+
+
+@contextmanager
+def _fitting(saved: Saved) -> Iterator[None]:
     try:
-        load_optimizer(optimizer, state)
+        yield
     except MISFITS as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise CheckpointError(f"{folder.checkpoint} does not fit this run: {reason}") from None
+        raise CheckpointError(f"{saved.source} does not fit this run: {reason}") from None
 
 
 def save_student(folder: RunFolder, which: str, student: nn.Module, data: ImageDataset, at: Epoch) -> None:
-    """Write the student's weights of an epoch, with what they are."""
+    """Write the student's weights of an epoch, with what they are.
+
+    Args:
+        folder: of the run.
+        which: ``last``, ``best`` or ``ema``; the file's name.
+        student: the network, or its average.
+        data: what it was trained on.
+        at: the epoch.
+    """
+    test = at.ema if which == "ema" else at.test
     metadata = {
         "arch": getattr(student, "arch", type(student).__name__),
         "num_classes": str(data.num_classes),
         "data": data.name,
         "epoch": str(at.epoch),
         "which": which,
-        "top1": f"{at.test['top1']:.4f}",
+        **({"top1": f"{test['top1']:.4f}"} if test else {}),
         **({"normalisation": data.normalisation} if data.normalisation != "dataset" else {}),
     }
     save_weights(folder.path / f"{which}.safetensors", student, metadata)

@@ -3,8 +3,10 @@
 Crop and flip show an image in a finite number of views (162 for CIFAR), and a frozen teacher in eval mode is
 a function of (image, view). Methods that read only logits and embedding need nothing else of it. The outputs lie
 in memory-mapped files of N x V rows, most of them holes until they are needed: before each epoch the rows
-that the epoch's plan asks for and that are not there yet are computed, in batches of one fixed size, and the
-epoch's N rows are then copied to the device in one piece. A step only slices them.
+that the epoch's plan asks for and that are not there yet are computed, in batches of one fixed size
+(:meth:`TeacherTable.fill` computes all of them ahead). On a GPU with room for the whole table the rows then stay in its
+memory, shared by all runs of the process; otherwise the epoch's N rows are copied there from the file through pinned
+memory, in one piece. A step only slices them.
 
 On disk, in a folder named after the key:
 
@@ -23,14 +25,15 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from itrd.data.datasets import ImageDataset
-from itrd.data.device import DeviceImages
 from itrd.data.plan import EpochPlan
+from itrd.data.source import ImageSource
 from itrd.engine.device import autocast
 from itrd.engine.files import read_json, write_atomically, write_json
 from itrd.errors import DataError
@@ -38,6 +41,8 @@ from itrd.models.base import Outputs
 from itrd.models.observe import Observer
 
 TABULAR = frozenset({"logits", "embedding"})
+
+COMMIT_EVERY = 1 << 17  # rows that a filling that is killed may have to compute again
 
 # Files hold raw bytes; these integer types carry the floats of the same size through NumPy, which has no bf16.
 _CARRIER = {
@@ -49,7 +54,7 @@ _CARRIER = {
 
 
 def table_key(
-    net: nn.Module, data: ImageDataset, images: DeviceImages, precision: str, batch_size: int
+    net: nn.Module, data: ImageDataset, images: ImageSource, precision: str, batch_size: int
 ) -> dict[str, Any]:
     """Everything that the rows depend on: weights, images, normalisation, views, arithmetic."""
     digest = hashlib.sha256()
@@ -177,6 +182,53 @@ class EpochRows:
         return Outputs(self.logits[start : start + count], embedding)
 
 
+class DeviceRows:
+    """A table's rows in a device's memory, brought there when they are first asked for.
+
+    Args:
+        columns: name -> (width, dtype) of each part of a row.
+        rows: N * V.
+        device: where.
+    """
+
+    def __init__(self, columns: dict[str, tuple[int, torch.dtype]], rows: int, device: torch.device) -> None:
+        self._parts = {
+            name: torch.empty(rows, width, dtype=dtype, device=device)
+            for name, (width, dtype) in columns.items()
+        }
+        self._there = np.zeros(rows, dtype=bool)
+        self._device = device
+
+    def get(self, rows: np.ndarray, file: TableFile) -> dict[str, Tensor]:
+        """Return rows (int64, any order, all valid in ``file``) as tensors (len(rows), width) on the device."""
+        absent = np.unique(rows[~self._there[rows]])
+        if len(absent):
+            where = torch.from_numpy(absent).to(self._device)
+            for name, value in file.read(absent).items():
+                self._parts[name][where] = value.to(self._device)
+            self._there[absent] = True
+        where = torch.from_numpy(rows).to(self._device)
+        return {name: part[where] for name, part in self._parts.items()}
+
+
+# The rows on a device serve every run of the process that looks into the same table.
+_ON_DEVICE: WeakValueDictionary[tuple[str, torch.device], DeviceRows] = WeakValueDictionary()
+
+
+def rows_on(
+    device: torch.device, file: TableFile, columns: dict[str, tuple[int, torch.dtype]], rows: int
+) -> DeviceRows | None:
+    """Keep a table's rows on a GPU if they take at most a quarter of its free memory; None otherwise."""
+    if device.type != "cuda":
+        return None  # the file's pages are in memory already
+    key = (str(file.folder.absolute()), device)
+    there = _ON_DEVICE.get(key)
+    size = rows * sum(width * dtype.itemsize for width, dtype in columns.values())
+    if there is None and size <= torch.cuda.mem_get_info(device)[0] // 4:
+        there = _ON_DEVICE[key] = DeviceRows(columns, rows, device)
+    return there
+
+
 class TeacherTable:
     """A frozen teacher whose outputs are looked up, and computed once where they are missing.
 
@@ -186,7 +238,7 @@ class TeacherTable:
         net: the teacher, in eval mode, on the device.
         data: what it is trained on.
         images: its training images on the device.
-        precision: fp32 or bf16.
+        precision: fp32, tf32 or bf16.
         batch_size: images per forward pass when rows are computed. Every pass has exactly this size (the last
             is filled up with repetitions), so that a row does not depend on which others were missing. With
             the training batch size the rows are what the live teacher gives in a full batch.
@@ -202,7 +254,7 @@ class TeacherTable:
         observe: Observer,
         net: nn.Module,
         data: ImageDataset,
-        images: DeviceImages,
+        images: ImageSource,
         precision: str,
         batch_size: int,
     ) -> None:
@@ -221,27 +273,43 @@ class TeacherTable:
                 f"no room for a teacher table in {root}: an epoch needs {len(images) * row_bytes:,} bytes"
             )
         key = table_key(net, data, images, precision, batch_size)
-        self.file = TableFile(root, key, len(images) * images.num_views, columns)
+        rows = len(images) * images.num_views
+        self.file = TableFile(root, key, rows, columns)
         self._check()
+        self._on_device = rows_on(images.device, self.file, columns, rows)
 
     def epoch(self, plan: EpochPlan) -> EpochRows:
         """Outputs for an epoch's plan (on the CPU); rows that are missing are computed and stored."""
         rows = plan.order.numpy() * self._images.num_views + plan.views.numpy()
-        missing = rows[~self.file.filled[rows]]
+        self._compute(rows[~self.file.filled[rows]])
+        self.looked_up += len(rows)
+        if self._on_device is not None:
+            found = self._on_device.get(rows, self.file)
+        else:
+            found = {
+                name: (value.pin_memory() if self._images.device.type == "cuda" else value).to(
+                    self._images.device, non_blocking=True
+                )
+                for name, value in self.file.read(rows).items()
+            }
+        return EpochRows(found["logits"], found.get("embedding"))
+
+    def fill(self, most: int | None = None) -> int:
+        """Compute rows that are not there yet, all of them or the first ``most``; return how many are still missing."""
+        missing = np.flatnonzero(~self.file.filled)
+        now = missing[:most]
+        for start in range(0, len(now), COMMIT_EVERY):
+            self._compute(now[start : start + COMMIT_EVERY])
+        return len(missing) - len(now)
+
+    def _compute(self, missing: np.ndarray) -> None:
+        """Compute and store rows."""
         for start in range(0, len(missing), self._batch):
             part = missing[start : start + self._batch]
             self.file.write(part, self._forward(part))
         if len(missing):
             self.file.commit()
         self.computed += len(missing)
-        self.looked_up += len(rows)
-        found = {
-            name: (value.pin_memory() if self._images.device.type == "cuda" else value).to(
-                self._images.device, non_blocking=True
-            )
-            for name, value in self.file.read(rows).items()
-        }
-        return EpochRows(found["logits"], found.get("embedding"))
 
     @torch.no_grad()
     def _forward(self, rows: np.ndarray) -> dict[str, Tensor]:

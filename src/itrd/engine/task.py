@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import record_function
 
+from itrd.engine.compiled import Compiled
 from itrd.engine.fold import fold_batch_norms
 from itrd.errors import UserError
 from itrd.methods.base import Batch, FirstStage, Method, Setup
@@ -66,7 +67,7 @@ class DistillTask(nn.Module):
         # Kept out of the module tree: not trained, not moved into train mode, not part of checkpoints.
         self._teacher = [teacher.eval().requires_grad_(False)] if teacher is not None else []
         self._student_preact, self._teacher_preact = objective.preact(track)
-        self._observe_student = observer(student) if objective.reads else None
+        self._observe_student = observer(student) if objective.reads else self._logits_alone
         self._observe_teacher = observer(teacher) if teacher is not None else None
         self._fold_teacher = fold_teacher
         self._given_taps = student_taps, teacher_taps
@@ -93,7 +94,10 @@ class DistillTask(nn.Module):
             return
         self.taps = self._match_taps(images)
         if self.taps is not None:
-            self._observe_student, self._observe_teacher = self.taps.student.observe, self.taps.teacher.observe
+            self._observe_student, self._observe_teacher = (
+                self.taps.student.observe,
+                self.taps.teacher.observe,
+            )
         with examined("student", self.student, images):
             student = self._student_outputs(images)
         with examined("teacher", self.teacher, images):
@@ -134,9 +138,7 @@ class DistillTask(nn.Module):
         """
         return self.loss(*self.observe(images, teacher), batch)
 
-    def observe(
-        self, images: Tensor, teacher: Outputs | None = None
-    ) -> tuple[Outputs, Outputs | None]:
+    def observe(self, images: Tensor, teacher: Outputs | None = None) -> tuple[Outputs, Outputs | None]:
         """Run the student on images (B, C, H, W), and the teacher unless its outputs are given or not needed."""
         if teacher is None:
             teacher = self._teacher_outputs(images)
@@ -168,10 +170,17 @@ class DistillTask(nn.Module):
                 module.requires_grad_(True)  # outside this stage it is frozen, see Method.first_stage_only
         return [p for module in stage.modules for p in module.parameters() if p.requires_grad]
 
+    def compile_networks(self) -> None:
+        """Compile what runs student and teacher; call after :meth:`setup`."""
+        self._observe_student = Compiled(self._observe_student, "student")
+        if self._observe_teacher is not None:
+            self._observe_teacher = Compiled(self._observe_teacher, "teacher")
+
+    def _logits_alone(self, images: Tensor, preact: bool) -> Outputs:
+        return Outputs(logits_of(self.student(images)))
+
     def _student_outputs(self, images: Tensor) -> Outputs:
         with record_function("itrd.student"):
-            if self._observe_student is None:
-                return Outputs(logits_of(self.student(images)))
             return self._observe_student(images, self._student_preact)
 
     def _teacher_outputs(self, images: Tensor) -> Outputs | None:

@@ -8,22 +8,25 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from typing import Any
 
 import torch
+from torch import nn
 
 from itrd.data.datasets import ImageDataset
 from itrd.data.plan import plan_epoch
+from itrd.engine.average import MovingAverage
 from itrd.engine.capture import CapturedStepper
-from itrd.engine.checkpoint import has_state
 from itrd.engine.config import RunConfig
-from itrd.engine.device import be_deterministic, resolve_device, stream_of_its_own
+from itrd.engine.device import be_deterministic, resolve_device, set_float32, stream_of_its_own
+from itrd.engine.distributed import DistributedStepper
 from itrd.engine.evaluate import evaluate
 from itrd.engine.finish import finish, finished_before
 from itrd.engine.folder import RunFolder
-from itrd.engine.interrupt import Interrupted, held, interruptible, received
-from itrd.engine.log import Console, EpochLog, Quiet
+from itrd.engine.interrupt import Interrupted, held, interruptible, receive, received
+from itrd.engine.log import Console, EpochLog, Quiet, Silent
 from itrd.engine.nonfinite import StepGuard, check_finite
 from itrd.engine.optimizer import make_optimizer, set_rate
 from itrd.engine.place import open_table, place_images, place_task
@@ -32,14 +35,17 @@ from itrd.engine.record import Epoch, Result
 from itrd.engine.stages import MAIN, Stage, stages_of
 from itrd.engine.state import (
     Position,
+    Saved,
     restore_optimizer,
     restore_run,
     save_run,
     save_student,
+    saved_run,
     seed_generators,
 )
 from itrd.engine.step import Stepper
 from itrd.engine.task import DistillTask
+from itrd.engine.team import ALONE, Team
 from itrd.errors import RunFolderError, TrainingError, UserError
 from itrd.seeds import derive
 
@@ -53,7 +59,8 @@ class Trainer:
         config: resolved settings.
         folder: an open run folder, or None to write nothing.
         record: what else belongs into the run's record (teacher, method, ...).
-        callbacks: called with the trainer and the epoch after each epoch of the main stage.
+        callbacks: called with the trainer and the epoch after each epoch of the main stage, in every process.
+        team: the processes that train together.
 
     Attributes:
         history: epochs of the main stage so far.
@@ -62,6 +69,7 @@ class Trainer:
         best: the epoch of the main stage with the highest test accuracy so far.
         optimizer: of the stage at hand; None before the first.
         position: what comes next.
+        average: moving average of the student, if one was asked for.
         on_stream: enters the run's own stream, where there are streams.
     """
 
@@ -74,13 +82,19 @@ class Trainer:
         folder: RunFolder | None = None,
         record: dict[str, Any] | None = None,
         callbacks: Sequence[Callable[[Trainer, Epoch], None]] = (),
+        team: Team = ALONE,
     ) -> None:
         self.task = task
+        self.team = team
         self.config = config
         self.data = data
         self.device = resolve_device(config.device)
         if config.deterministic:
             be_deterministic()
+        elif self.device.type == "cuda":
+            torch.backends.cudnn.benchmark = True  # shapes do not change; the first steps choose the kernels
+        if self.device.type == "cuda":
+            set_float32(config.precision)
         self.history: list[Epoch] = []
         self.first_stages: list[Epoch] = []
         self.best: Epoch | None = None
@@ -91,6 +105,8 @@ class Trainer:
         self._stop = False
         self.train_images, self.test_images = place_images(data, config, self.device)
         place_task(task, self.train_images, data.num_classes, config, self.device)
+        team.copy_from_leader(task.state_dict().values())  # a student that was given may have any weights
+        self.average = None if config.ema is None else MovingAverage(task.student, config.ema)
         self._stages = stages_of(task, config)
         self._table = open_table(task, data, self.train_images, config, self.device)
         self.position = Position(self.device)
@@ -145,11 +161,13 @@ class Trainer:
     def _turns(self) -> Generator[None, None, Result]:
         config = self.config
         console = Console(len(self.train_images)) if config.progress else Quiet()
+        if not self.team.leads:
+            console = Silent()
         resumed = self._restore(console)
         if self.folder is not None and resumed is not None and self._is_through():
             return finished_before(self, self.folder)
-        self.provenances = with_provenance(self.provenances, str(self.device))
-        with interruptible():
+        self.provenances = with_provenance(self.provenances, str(self.device), self.team.size)
+        with self._window():
             known = [asdict(e) for e in (*self.first_stages, *self.history)]
             log = EpochLog(self.folder, known, tensorboard=config.tensorboard)
         try:
@@ -161,13 +179,12 @@ class Trainer:
             log.close()
         return finish(self)
 
-    def _run_stage(self, number: int, resumed: dict | None, console: Quiet, log: EpochLog) -> Iterator[None]:
+    def _run_stage(self, number: int, resumed: Saved | None, console: Quiet, log: EpochLog) -> Iterator[None]:
         """Run one stage, from its beginning or from where the saved state ``resumed`` left it."""
         position, stage = self.position, self._stages[number]
         optimizer = make_optimizer(stage.begin(), self.config, self.device)
-        if resumed is not None and resumed["optimizer"] is not None:
-            assert self.folder is not None
-            restore_optimizer(optimizer, resumed["optimizer"], self.folder)
+        if resumed is not None:
+            restore_optimizer(optimizer, resumed)
         self.optimizer = optimizer
         stepper = self._stepper(stage, optimizer)
         console.start(stage.name, stage.epochs)
@@ -182,16 +199,23 @@ class Trainer:
             # After the callbacks: a run that is killed before this repeats the epoch and what they wrote.
             position.next_stage() if last_of_stage else position.next_epoch()
             self._save(None if last_of_stage else optimizer)
-            if self._stopping and not (stage.name == MAIN and done.epoch == stage.epochs):
+            if self._told_to_stop() and not (stage.name == MAIN and done.epoch == stage.epochs):
                 raise Interrupted(f"stopped after epoch {done.epoch}")
             if last_of_stage:
                 return
 
     def _stepper(self, stage: Stage, optimizer: torch.optim.Optimizer) -> Stepper:
-        parts = (stage, optimizer, self.train_images, self._guard, self.position.meter, self.config.precision)
-        if self.device.type == "cuda" and self.config.capture and self.train_images.resident:
-            return CapturedStepper(*parts, modules=self.task)
-        return Stepper(*parts)
+        config, objective = self.config, self.task.objective
+        parts = (stage, optimizer, self.train_images, self._guard, self.position.meter, config.precision)
+        settings: dict[str, Any] = {"accumulate": config.accumulate}
+        if stage.name == MAIN:
+            settings["average"] = self.average
+        if self.team.size > 1:
+            reads = objective.reads if objective.relates_samples else None
+            return DistributedStepper(*parts, **settings, team=self.team, reads=reads)
+        if self.device.type == "cuda" and config.capture and self.train_images.resident:
+            return CapturedStepper(*parts, **settings, modules=self.task)
+        return Stepper(*parts, **settings)
 
     def _run_epoch(self, stage: Stage, stepper: Stepper, console: Quiet) -> Generator[None, None, Epoch]:
         position = self.position
@@ -208,15 +232,18 @@ class Trainer:
             return done
         started = time.perf_counter()
         try:
-            with interruptible():
-                done.test = evaluate(self.task.student, self.test_images, self.config.precision)
+            with self._window():
+                done.test = self._evaluate(self.task.student)
+                if self.average is not None:
+                    done.ema = self._evaluate(self.average.net)
         except Interrupted:
             self._save(stepper.optimizer)  # at the end of the epoch, before its evaluation
             raise Interrupted(f"stopped in the evaluation after epoch {epoch}") from None
         done.evaluation_seconds = time.perf_counter() - started
         check_finite(done.test, f"on the test set after epoch {epoch}")
+        check_finite(done.ema, f"on the test set after epoch {epoch}, of the moving average")
         self.history.append(done)
-        if self.best is None or done.test["top1"] > self.best.test["top1"]:
+        if self.best is None or not done.test or done.test["top1"] > self.best.test["top1"]:
             self.best = done
             if self.folder is not None:
                 save_student(self.folder, "best", self.task.student, self.data, done)
@@ -241,43 +268,65 @@ class Trainer:
             position.step,
         )
         before, started = position.seconds, time.perf_counter()
-        with interruptible():
+        with self._window():
             table = self._table if stage.name == MAIN else None
-            known = table.epoch(plan) if table is not None else None  # its cost belongs to the epoch
+            # Its cost belongs to the epoch.
+            known = table.epoch(stepper.own(plan)) if table is not None else None
         for step in stepper.steps(plan, known, position.step):
             position.step = step + 1
             console.step(epoch, position.meter.count)
-            if self._stopping:
+            if self._told_to_stop():
                 guard.settle()
                 position.seconds = before + time.perf_counter() - started
+                self._agree()
                 self._save(stepper.optimizer)
                 raise Interrupted(f"stopped in epoch {epoch} after step {step + 1}")
             yield
+        self._agree()
         if self.device.type == "cuda":
             torch.cuda.current_stream(self.device).synchronize()
         position.seconds = before + time.perf_counter() - started
 
     # --- state -------------------------------------------------------------------------------------------
 
-    @property
-    def _stopping(self) -> bool:
-        return self._stop or received()
+    def _told_to_stop(self) -> bool:
+        """Whether to stop; all processes ask at the same moments, and get the same answer."""
+        number = self.team.most(received() or int(self._stop))
+        if number > 1 and not received():
+            receive(number)
+        return number > 0
+
+    def _window(self) -> AbstractContextManager[None]:
+        """Let signals interrupt what is inside; not among several processes, which would wait for this one."""
+        return interruptible() if self.team.size == 1 else nullcontext()
+
+    def _agree(self) -> None:
+        """Bring together what every process saw of its own part."""
+        followers = [] if self.average is None else [self.average.net]
+        self.team.average_statistics([self.task, *followers])
+
+    def _evaluate(self, net: nn.Module) -> dict[str, float]:
+        return evaluate(net, self.test_images, self.config.precision, team=self.team)
 
     def _save(self, optimizer: torch.optim.Optimizer | None) -> None:
         if self.folder is not None:
             save_run(self, self.folder, optimizer)
             self._saved = str(self.position)
 
-    def _restore(self, console: Quiet) -> dict | None:
+    def _restore(self, console: Quiet) -> Saved | None:
         """Go back to the saved state, if this run resumes one; return what remains of it to be restored."""
-        if self.folder is None or not self.config.resume or not has_state(self.folder.checkpoint):
-            return None  # has none: stopped before the first one was written
-        state, complaint = restore_run(self, self.folder, len(self._stages))
-        if complaint:
-            console.message(f"damaged checkpoint: {complaint}")
+        if not self.config.resume:
+            return None
+        folder = self.folder
+        saved = self.team.share(self.team.lead(lambda: None if folder is None else saved_run(folder)))
+        if saved is None:
+            return None  # stopped before the first one was written
+        rest = restore_run(self, saved, len(self._stages))
+        if saved.complaint:
+            console.message(f"damaged checkpoint: {saved.complaint}")
         self._saved = str(self.position)
         console.message(f"resuming at {self.position}")
-        return state
+        return rest
 
     def _last_good(self) -> str:
         if self.folder is None or self._saved is None:

@@ -11,6 +11,8 @@ from typing import Any
 
 import yaml
 
+from itrd.models import list_models
+
 Config = Mapping[str, Any]
 
 
@@ -76,7 +78,7 @@ def _summary(config: Config, record: Config) -> str:
     if not record.get("kind"):
         return text + "of which no record of training was found when it was exported."
     how = "by knowledge distillation" if record["kind"] == "distill" else "on labels alone"
-    return text + f"trained {how} with [itrd](https://arxiv.org/abs/2112.00459)'s package."
+    return text + f"trained {how} with itrd."
 
 
 def _accuracy(config: Config, record: Config) -> str:
@@ -92,10 +94,11 @@ def _accuracy(config: Config, record: Config) -> str:
         return "Not recorded."
     lines = ["| | top-1, % | top-5, % |", "|---|---|---|", *("| " + " | ".join(row) + " |" for row in rows)]
     data = record["data"]
-    where = f"Measured on the test set of {data['name']}" + (
-        f", {data['test']:,} images, one run." if "test" in data else ", one run."
-    )
-    return "\n".join(lines) + f"\n\n{where} The last epoch is the result; the best one is optimistic."
+    size = f", {data['test']:,} images" if "test" in data else ""
+    where = f"One run, measured on the test set of {data['name']}{size}."
+    if len(rows) > 1:
+        where += " The last epoch is the result; the best one is optimistic."
+    return "\n".join(lines) + f"\n\n{where}"
 
 
 def _lineage(config: Config, record: Config) -> list[tuple[str, str]]:
@@ -171,6 +174,9 @@ def _files(config: Config) -> str:
 def _uses(config: Config) -> list[str]:
     shape = ", ".join(map(str, config["image_shape"]))
     images = f"images = torch.rand(8, {shape})  # see Input"
+    make = f'itrd.create_model("{config["arch"]}", num_classes={config["num_classes"]}).eval()'
+    if config["arch"] not in list_models():
+        make = f"...  # the module of class {config['arch']} whose weights these are"
     code = {
         "model.onnx": (
             "ONNX Runtime; nothing else is needed:",
@@ -184,10 +190,9 @@ def _uses(config: Config) -> list[str]:
             f'import torch\n\nnet = torch.export.load("model.pt2").module()\n{images}\nlogits = net(images)',
         ),
         "model.safetensors": (
-            "The weights alone need the network's code. With this package:",
+            "The weights alone need the network's code:",
             "import itrd, torch\nfrom safetensors.torch import load_file\n\n"
-            f'net = itrd.create_model("{config["arch"]}", num_classes={config["num_classes"]}).eval()\n'
-            f'net.load_state_dict(load_file("model.safetensors"))\n{images}\nlogits = net(images)',
+            f'net = {make}\nnet.load_state_dict(load_file("model.safetensors"))\n{images}\nlogits = net(images)',
         ),
         "model.packed.safetensors": (
             "A binary network with its weights in bits, for the CPU, with this package:",

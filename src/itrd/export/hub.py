@@ -57,10 +57,10 @@ def push_export(folder: str | Path, name: str, *, public: bool = False) -> str:
             allow_patterns=files,
             commit_message=f"Export of {config['arch']}",
         )
-    except (hub.errors.HfHubHTTPError, hub.errors.LocalTokenNotFoundError, OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except Exception as error:  # of its HTTP library, which differs between its versions
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise UserError(
             f"cannot push to {name}: {reason}; check HF_TOKEN (or `hf auth login`), HF_ENDPOINT and the name, then "
             "repeat the command"
-        ) from None
+        ) from error
     return str(address)

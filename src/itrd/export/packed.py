@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import copy
 import ctypes
+import math
 import os
 import shutil
 import subprocess
@@ -91,7 +92,7 @@ class PackedConv2d(nn.Module):
 
     def convolve(self, x: Tensor) -> Tensor:
         """Return the convolution of the signs (B, C_out, H', W'): whole numbers."""
-        pixels = x.permute(0, 2, 3, 1).numpy()
+        pixels = x.permute(0, 2, 3, 1).contiguous().numpy()
         positive, valid = _patches(pixels > 0, self._stride), _patches(pixels != 0, self._stride)
         sums = self._dots(positive, valid, _words(self.bits.numpy()))
         if self.zeros is not None:  # as -1 above, as +1 here: in the mean they are zero
@@ -228,18 +229,32 @@ def _filter_bytes(flags: NDArray[np.bool_]) -> NDArray[np.uint8]:
 
 def _patches(flags: NDArray[np.bool_], stride: int) -> Words:
     """Pack flags (B, H, W, C), and unset ones around them, to the 3x3 windows (B H' W', words)."""
+    batch, height, width = flags.shape[0], *(-(-side // stride) for side in flags.shape[1:3])
     packed = np.packbits(flags, axis=-1, bitorder="little")
-    padded = np.pad(packed, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(1, 2))[:, ::stride, ::stride]
-    batch, height, width, size = windows.shape[:4]
-    return _words(windows.transpose(0, 1, 2, 4, 5, 3).reshape(batch * height * width, 9 * size))
+    in_bytes = packed.shape[-1]
+    unit = np.dtype(
+        f"u{math.gcd(in_bytes, 8)}"
+    )  # the largest number that divides a pixel and a word: fewer to copy
+    padded = np.pad(packed.view(unit), ((0, 0), (1, 1), (1, 1), (0, 0)))
+    size = padded.shape[-1]
+    rows = np.zeros((batch, height, width, _whole_words(9 * in_bytes) // unit.itemsize), dtype=unit)
+    for tap in range(9):
+        down, right = divmod(tap, 3)
+        seen = padded[:, down : down + flags.shape[1] : stride, right : right + flags.shape[2] : stride]
+        rows[..., tap * size : (tap + 1) * size] = seen
+    return rows.view(np.uint64).reshape(batch * height * width, -1)
 
 
 def _words(rows: NDArray[np.uint8]) -> Words:
     """Fill rows of bytes (N, n) up with zeros to whole words (N, ceil(n / 8))."""
-    filled = np.zeros((len(rows), -(-rows.shape[1] // 8) * 8), dtype=np.uint8)
+    filled = np.zeros((len(rows), _whole_words(rows.shape[1])), dtype=np.uint8)
     filled[:, : rows.shape[1]] = rows
     return filled.view(np.uint64)
+
+
+def _whole_words(size: int) -> int:
+    """Round a number of bytes up to words of eight."""
+    return -(-size // 8) * 8
 
 
 # --- dot products ----------------------------------------------------------------------------------------

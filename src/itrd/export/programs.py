@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -98,16 +100,13 @@ def write_onnx(
     """
     for module in ("onnx", "onnxscript"):
         require(module, extra="onnx")
+    names: dict[str, Any] = {"input_names": [INPUT], "output_names": [OUTPUT]}
     try:
-        converted = torch.onnx.export(
-            program,
-            (),
-            dynamo=True,
-            opset_version=opset,
-            input_names=[INPUT],
-            output_names=[OUTPUT],
-            verbose=False,
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of torch, about torch
+            converted = torch.onnx.export(
+                program, (), dynamo=True, opset_version=opset, verbose=False, **names
+            )
     except Exception as error:  # as above
         raise UserError(
             f"cannot be exported to ONNX: {_first_line(error)}; try --format torch_export"

@@ -89,7 +89,7 @@ class Distillation(LightningModule):
     def setup(self, stage: str) -> None:
         """Build the loss before the optimiser is made and before a checkpoint is read."""
         if self.distiller is None and stage == "fit":
-            _ = self.trainer.estimated_stepping_batches  # makes the trainer load its data
+            self.trainer.fit_loop.setup_data()  # makes the loader, which the trainer would do next
             with torch.random.fork_rng(devices=[]):  # the epochs draw what they would have drawn
                 batch = next(iter(self.trainer.train_dataloader))  # type: ignore[arg-type]
             self.distiller = self._build(example=self.unpack(batch)[0])

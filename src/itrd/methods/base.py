@@ -88,6 +88,7 @@ class Method(nn.Module):
             a batch is divided among processes, such a method gets the outputs of all of them.
         per_sample: whether it keeps something for every training sample, and so reads ``Batch.indices`` and
             ``Setup.train_labels``.
+        needs_labels: whether it reads labels, so that images without any are not enough.
     """
 
     name: ClassVar[str]
@@ -103,6 +104,7 @@ class Method(nn.Module):
     teacher_preact: ClassVar[bool] = False
     relates_samples: bool = True  # the safe answer; an instance may narrow it
     per_sample: ClassVar[bool] = False
+    needs_labels: ClassVar[bool] = False
 
     def setup(self, setup: Setup) -> None:
         """Build the method's own trainable modules, once, before training. Default: none."""

@@ -58,6 +58,7 @@ class CRD(Method):
     formula = "L = -mean [log o_0/(o_0 + K/N) + sum_j log (K/N)/(o_j + K/N)],  o = exp(<v, M> / tau) / Z, both sides"
     reads = frozenset({"embedding"})
     per_sample = True
+    needs_labels = True
     weight = 0.8
 
     embed_s: nn.Linear | None

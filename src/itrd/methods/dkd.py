@@ -42,6 +42,7 @@ class DKD(Method):
     paper = "Zhao, Cui, Song, Qiu, Liang, CVPR 2022, arXiv 2203.08679"
     formula = "L = min(epoch/warmup, 1) (alpha TCKD + beta NCKD)"
     reads = frozenset({"logits"})
+    needs_labels = True
     relates_samples = False
 
     progress: Tensor

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -24,11 +25,17 @@ class Objective(nn.Module):
     Args:
         methods: the methods, each with its weight.
         ce_weight: weight of the cross-entropy.
+
+    Attributes:
+        label_smoothing: part of a label's probability that the cross-entropy spreads evenly over all classes.
+        labelled: whether the training images have labels; without, there is no cross-entropy.
     """
 
     def __init__(self, methods: Sequence[tuple[float, Method]], ce_weight: float = 1.0) -> None:
         super().__init__()
         self.ce_weight = ce_weight
+        self.label_smoothing = 0.0
+        self.labelled = True
         self.weights = [weight for weight, _ in methods]
         self.methods = nn.ModuleList([method for _, method in methods])
 
@@ -77,6 +84,25 @@ class Objective(nn.Module):
     def per_sample(self) -> bool:
         """Whether a method needs the samples' indices and the labels of the whole training set."""
         return any(m.per_sample for m in self._methods())
+
+    def expect_labels(self, there: bool, of: str) -> None:
+        """Say whether the training images have labels.
+
+        Args:
+            there: whether they have.
+            of: what an error calls them.
+
+        Raises:
+            UserError: they have none, and something needs them.
+        """
+        self.labelled = there
+        needing = [f"the cross-entropy (weight {_shortest(self.ce_weight)})"] * (self.ce_weight != 0)
+        needing += [method.name for method in self._methods() if method.needs_labels]
+        if needing and not there:
+            raise UserError(
+                f"the training images of {of} have no labels, and {' and '.join(needing)} cannot do without; choose a "
+                "method that can, with --ce_weight 0 (kd, itrd, rkd, similarity, ...), or give labelled images"
+            )
 
     def preact(self, track: str) -> tuple[bool, bool]:
         """Whether student and teacher are to be called with ``preact=True``.
@@ -128,9 +154,15 @@ class Objective(nn.Module):
         Returns:
             The scalar loss, and ``{"ce": ..., "<method>[.<term>]": ...}`` detached, unweighted.
         """
-        ce = F.cross_entropy(at_least_float32(student.logits), batch.labels)
-        total = self.ce_weight * ce
-        shown = {CROSS_ENTROPY: ce.detach()}
+        shown = {}
+        if self.labelled:
+            ce = F.cross_entropy(
+                at_least_float32(student.logits), batch.labels, label_smoothing=self.label_smoothing
+            )
+            total = self.ce_weight * ce
+            shown[CROSS_ENTROPY] = ce.detach()
+        else:
+            total = torch.zeros((), device=student.logits.device)
         for weight, method in zip(self.weights, self._methods(), strict=True):
             if not method.reads:
                 continue

@@ -76,6 +76,7 @@ class WCoRD(Method):
     formula = "L = lambda_1 mean(-s_0 + (M/K) sum_j s_j) + lambda_2 sum_ij pi_ij (1 - <v_s,i, v_t,j>)"
     reads = frozenset({"embedding"})
     per_sample = True
+    needs_labels = True
 
     head_s: nn.Module | None
     head_t: nn.Module | None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -47,12 +48,21 @@ class Adapted(nn.Module):
         super().__init__()
         self.net = net
         self._size = size
+        self._expects = {
+            "size": size,
+            "mean": list(mean if net_mean is None else net_mean),
+            "std": list(std if net_std is None else net_std),
+        }
         ours, theirs = (torch.tensor(list(m), dtype=torch.float64) for m in (mean, net_mean or mean))
         spread, their_spread = (torch.tensor(list(s), dtype=torch.float64) for s in (std, net_std or std))
         # Buffers, so that they follow the network to a device and are part of the key of a table of its outputs.
         self.register_buffer("scale", (spread / their_spread).float().view(1, -1, 1, 1))
         self.register_buffer("shift", ((ours - theirs) / their_spread).float().view(1, -1, 1, 1))
         self.register_buffer("size", torch.tensor(size or 0))
+
+    def describe(self) -> dict[str, Any]:
+        """What the network expects: ``size`` (None: any), ``mean`` and ``std`` of its images."""
+        return dict(self._expects)
 
     def adapt(self, images: Tensor) -> Tensor:
         """Convert images (B, C, H, W) of the student to (B, C, size, size) of the network."""

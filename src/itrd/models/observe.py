@@ -39,7 +39,9 @@ def observer(net: nn.Module) -> Observer:
 
 def through(net: nn.Module, observe: Observer) -> Observer:
     """Let images pass a network's adapter, if it has one, on their way to the function that observes what is inside."""
-    return (lambda images, preact: observe(net.adapt(images), preact)) if isinstance(net, Adapted) else observe
+    return (
+        (lambda images, preact: observe(net.adapt(images), preact)) if isinstance(net, Adapted) else observe
+    )
 
 
 def plain(net: nn.Module) -> nn.Module:

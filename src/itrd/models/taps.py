@@ -7,7 +7,8 @@ given; otherwise :func:`match_taps` chooses them from one traced forward pass:
    of transformers whose blocks are known, these;
 2. else its modules in the order of their calls, containers opened as long as they hold three or more sizes.
 
-Of each size the last output counts, and of the sizes the four deepest; 1x1 is no map. A network of one size (ViT,
+Of each size the last output counts, and of the sizes the four deepest; 1x1 is no map, nor is what is larger than the
+map before it. A network of one size (ViT,
 DeiT, Mixer) offers all its blocks. Of two networks' lists the longer is thinned out by relative depth. There is no
 stem.
 
@@ -18,6 +19,7 @@ For methods that were published on maps before it (AB, OFD, ReviewKD's teacher),
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -107,7 +109,9 @@ class MatchedTaps:
             shapes = ["x".join(map(str, row[f"{side}_shape"])) for side in ("student", "teacher")]
             lines.append([str(i), row["student"], shapes[0], row["teacher"], shapes[1]])
         widths = [max(len(line[column]) for line in lines) for column in range(5)]
-        table = ["  ".join(f"{text:{w}}" for text, w in zip(line, widths, strict=True)).rstrip() for line in lines]
+        table = [
+            "  ".join(f"{text:{w}}" for text, w in zip(line, widths, strict=True)).rstrip() for line in lines
+        ]
         how = f"student's maps: {self.student.chosen}; teacher's maps: {self.teacher.chosen}"
         return "\n".join([*table, how + ("; paired by relative depth" if self.thinned else "")])
 
@@ -142,7 +146,7 @@ def match_taps(
     n = max(given) if given else min(*counts, MOST_MAPS)
     sides = []
     for side in found:
-        if side.chosen == "given" and side.taps and len(side.taps) != n or len(side.taps) < n:
+        if (side.chosen == "given" and side.taps and len(side.taps) != n) or len(side.taps) < n:
             lists = "; ".join(f"{s.role}: {', '.join(t.path for t in s.taps) or 'none'}" for s in found)
             raise UserError(
                 f"student and teacher need equally many taps, deep beside deep, but they have {counts[0]} and "
@@ -150,7 +154,7 @@ def match_taps(
                 "or give only one list, and the other is chosen to fit"
             )
         sides.append(side.side(n))
-    return MatchedTaps(*sides, thinned=any(count != n for count in counts))
+    return MatchedTaps(sides[0], sides[1], any(count != n for count in counts))
 
 
 @dataclass(frozen=True)
@@ -179,7 +183,9 @@ class _Found:
         traced = trace(net, images[:2], role)
         for path in marked:
             if traced.widths.get(path) is None:
-                raise UserError(f"the {role}'s {EMBEDDING}{path} gives no vector (B, D); choose another module")
+                raise UserError(
+                    f"the {role}'s {EMBEDDING}{path} gives no vector (B, D); choose another module"
+                )
         embedding = marked[-1] if marked else None
         if maps:
             for path in maps:
@@ -223,7 +229,9 @@ def _check_path(role: str, net: nn.Module, path: str) -> None:
     if path not in names:
         close = difflib.get_close_matches(path, names, n=3, cutoff=0.4)
         top = [name for name in names if "." not in name]
-        advice = f"did you mean {' or '.join(map(repr, close))}?" if close else f"it has {', '.join(top[:12])}"
+        advice = (
+            f"did you mean {' or '.join(map(repr, close))}?" if close else f"it has {', '.join(top[:12])}"
+        )
         raise UserError(f"the {role} {type(net).__name__} has no module {path!r}; {advice}")
 
 
@@ -250,8 +258,7 @@ class Trace:
 
     def shows_whole_image(self, tap: Tap) -> bool:
         """Whether a map has more than one place, and the image's proportions: it is no pooled vector, no window."""
-        _, height, width = tap.shape
-        return height * width > 1 and _proportional(height, width, self.size)
+        return _area(tap) > 1 and _proportional(*tap.shape[1:], self.size)
 
 
 def trace(net: nn.Module, images: Tensor, role: str = "network") -> Trace:
@@ -340,11 +347,19 @@ def _shape(value: Tensor) -> tuple[int, int, int]:
 def _automatic(net: nn.Module, traced: Trace) -> list[Tap]:
     whole = {path: tap for path, tap in traced.taps.items() if traced.shows_whole_image(tap)}
     paths = _declared(net, whole) or _known(net, whole) or _chain("", traced.children, whole)
-    last = {whole[path].shape[1:]: path for path in paths if path in whole}
+    last: dict[tuple[int, ...], str] = {}
+    for path in paths:
+        # What is larger than the map before it was only enlarged, as VGG's is for its classifier.
+        if path in whole and _area(whole[path]) <= min(map(math.prod, last), default=_area(whole[path])):
+            last[whole[path].shape[1:]] = path
     if len(last) == 1:
         paths = _blocks(net, whole)
         return [whole[path] for path in (paths if len(paths) > 1 else last.values())]
     return [tap for path, tap in whole.items() if path in last.values()][-MOST_MAPS:]
+
+
+def _area(tap: Tap) -> int:
+    return tap.shape[1] * tap.shape[2]
 
 
 def _declared(net: nn.Module, taps: Mapping[str, Tap]) -> list[str]:

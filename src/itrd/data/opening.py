@@ -1,0 +1,392 @@
+"""From what a user calls data to an :class:`itrd.data.datasets.ImageDataset`: any source, one way in.
+
+:func:`open_dataset` finds the images and decides size and augmentation; nothing but headers is read. Then
+:func:`bring_in` decodes what fits into memory, once, and sees to it that the rest can be decoded.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from itrd.data import datasets, folders, tables
+from itrd.data.datasets import IMAGENET_MEAN, IMAGENET_STD, AnySplit, ImageDataset, Split, rank_in_class
+from itrd.data.decode import CorruptImageError
+from itrd.data.lazy import LazySplit, evenly
+from itrd.data.objects import read_object
+from itrd.data.parts import Part, count_classes, in_order_of
+from itrd.data.views import (
+    POLICIES,
+    SMALL,
+    AsGiven,
+    Crop,
+    Own,
+    ResizedCrop,
+    Strong,
+    fit,
+    policy_of,
+)
+from itrd.errors import DataError, UnknownNameError, UserError
+
+RESIDENT_LIMIT = 2 << 30  # bytes of decoded images that are kept in memory
+LARGEST = 224  # pixels; the default size of photographs
+AUGMENTATIONS = ("auto", "none", "crop", "resized_crop", *POLICIES)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How images are read.
+
+    Args:
+        image_size: side of the square they are brought to; None to choose it.
+        augment: one of :data:`AUGMENTATIONS`, or a function on uint8 images (3, H, W).
+        flip: whether training images are mirrored at random; None for the dataset's own habit.
+        val_fraction: share of every class that is held out for the test where the data has no test images.
+        test_split: name of the split to test on.
+        image_column, label_column: of a table.
+        resident: ``yes``, ``no``, or ``auto``: whether images are decoded once and kept.
+        strict: stop at an image that cannot be decoded, in place of leaving it out.
+    """
+
+    image_size: int | None = None
+    augment: str | Callable[[Tensor], Tensor] = "auto"
+    flip: bool | None = None
+    val_fraction: float = 0.2
+    test_split: str | None = None
+    image_column: str | None = None
+    label_column: str | None = None
+    resident: str = "auto"
+    strict: bool = False
+
+
+def open_dataset(
+    source: Any, reading: Reading, *, root: str | os.PathLike[str] = "data", download: bool = False
+) -> ImageDataset:
+    """Find a dataset and decide how it is read.
+
+    Args:
+        source: an ImageDataset; a name of :func:`itrd.list_datasets`; ``hf:ORG/NAME``; a path, see
+            :mod:`itrd.data.folders` and :mod:`itrd.data.tables`; or an object, see :mod:`itrd.data.objects`.
+        reading: how.
+        root: folder of the named datasets.
+        download: fetch a named dataset that is not there.
+
+    Raises:
+        DataError: it is not there, or cannot be used.
+        UnknownNameError: neither a name nor a path.
+    """
+    if isinstance(source, str) and source in datasets.list_datasets():
+        source = datasets.load_dataset(source, root, download=download)
+    if isinstance(source, ImageDataset):
+        return _read_otherwise(source, reading)
+    columns = reading.image_column, reading.label_column
+    if isinstance(source, (str, os.PathLike)):
+        name = os.fspath(source)
+        train, test = _from_path(name, columns, reading.test_split)
+    else:
+        name, train, test = read_object(source, columns, reading.test_split, RESIDENT_LIMIT)
+    return _assemble(name, train, test, reading)
+
+
+def _from_path(name: str, columns: tables.Columns, test_split: str | None) -> tuple[Part, Part | None]:
+    if name.startswith("hf:"):
+        return tables.read_hub(name[3:], columns, test_split)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if tables.is_saved(path):
+            return tables.read_saved(path, columns, test_split)
+        if next(path.rglob("*.parquet"), None) is not None:
+            return tables.read_parquet(path, columns, test_split)
+        return folders.read_folder(path, test_split)
+    if path.suffix == ".parquet" and path.is_file():
+        return tables.read_parquet(path, columns, test_split)
+    if path.exists():
+        raise DataError(f"{name} is no folder and no .parquet file; give the folder that holds the images")
+    if "/" in name or name.startswith("."):
+        raise DataError(f"there is no folder {name}; correct the path")
+    known = datasets.list_datasets()
+    raise UnknownNameError(
+        "dataset",
+        name,
+        known,
+        hint=f"known: {', '.join(known)}; or a folder of images, a .parquet file, hf:ORG/NAME",
+    )
+
+
+# --- an ImageDataset of two parts ------------------------------------------------------------------------
+
+
+def _assemble(name: str, train: Part, test: Part | None, reading: Reading) -> ImageDataset:
+    facts: dict[str, Any] = dict(train.facts)
+    classes, names = _classes(train, test)
+    whole = _split(train, train.labels)
+    if test is not None and (test.labelled or train.labelled):
+        splits = whole, _split(test, in_order_of(test, names, classes))
+        facts["test split"] = test.title
+    elif train.labelled:
+        splits = _held_out(whole, reading.val_fraction, train.title)
+        facts["val_fraction"] = reading.val_fraction
+    else:
+        splits = whole, whole.take(np.empty(0, np.int64))
+    size = reading.image_size
+    if size is None and train.store.fixed:
+        size = _usual_size(whole)
+    mean, std = _usual_statistics(*splits)
+    data = ImageDataset(
+        name=name,
+        num_classes=classes,
+        class_names=names or tuple(map(str, range(classes))),
+        train=splits[0],
+        test=splits[1],
+        mean=mean,
+        std=std,
+        padding=0,
+        flip=False,
+        image_size=size,
+        facts=facts,
+    )
+    if not train.store.fixed:
+        return _augmented_by_itself(data, reading)
+    assert size is not None
+    usual = "crop" if size <= SMALL else "resized_crop"
+    return _augmented(replace(data, padding=max(1, size // 8), flip=True), size, usual, reading)
+
+
+def _classes(train: Part, test: Part | None) -> tuple[int, tuple[str, ...] | None]:
+    """Return number and names of the classes; of unlabelled training images those of the test images, or none."""
+    if train.labelled:
+        if test is not None and not test.labelled:
+            raise DataError(f"{test.title} has no labels to test with; choose another split with test_split")
+        return count_classes(train), train.class_names
+    if test is None or not test.labelled:
+        return 0, None
+    return count_classes(test), test.class_names
+
+
+def _split(part: Part, labels: np.ndarray) -> LazySplit:
+    return LazySplit(part.store, np.arange(len(part)), labels, part.source, part.checked)
+
+
+def _held_out(split: LazySplit, fraction: float, title: str) -> tuple[LazySplit, LazySplit]:
+    """Part a split in two, class by class: of n images, round(fraction n), but at least one, are for the test.
+
+    The choice depends on the labels alone, not on the run's seed: all runs on this data are tested on the same images.
+    """
+    counts = np.bincount(split.labels)
+    few = np.flatnonzero(counts == 1)
+    if len(few):
+        raise DataError(
+            f"class {few[0]} of {title} has one image, so none can be held out for the test; add images, remove the "
+            "class, or give test images in a folder called val"
+        )
+    rank, wanted = rank_in_class(split.labels, 0), np.maximum(1, np.round(counts * fraction))
+    test = rank < wanted[split.labels]
+    return split.take(np.flatnonzero(~test)), split.take(np.flatnonzero(test))
+
+
+def _usual_size(split: LazySplit) -> int:
+    """Choose a size from the headers of a few images: theirs if they are small, otherwise the usual 224, or below."""
+    sizes = []
+    for index in evenly(len(split)):
+        with suppress(CorruptImageError):  # noticed, and counted, when it is decoded
+            sizes.append(min(split.store.size(int(split.rows[index]))))
+    if not sizes:
+        raise DataError(f"none of the first images can be decoded ({split.name(0)}); replace them")
+    middle = int(np.median(sizes))
+    return middle if middle <= SMALL else min(LARGEST, middle // 32 * 32)
+
+
+def _usual_statistics(train: LazySplit, test: LazySplit) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and deviation: ImageNet's for photographs, none for floating-point images, which come as they are.
+
+    Raises:
+        DataError: the training images are of one kind and the test images of another.
+    """
+    if train.store.encoded:
+        return IMAGENET_MEAN, IMAGENET_STD
+    first = train.read(0, 0)
+    for other in (test.read(i, 0) for i in range(min(1, len(test)))):
+        if other.is_floating_point() != first.is_floating_point() or len(other) != len(first):
+            raise DataError(
+                f"training images are {first.dtype} with {len(first)} channels and test images {other.dtype} with "
+                f"{len(other)}; give both of one kind"
+            )
+    channels = len(first)
+    if first.is_floating_point():
+        return (0.0,) * channels, (1.0,) * channels
+    return (IMAGENET_MEAN, IMAGENET_STD) if channels == 3 else ((0.5,) * channels, (0.5,) * channels)
+
+
+# --- augmentation ----------------------------------------------------------------------------------------
+
+
+def _augmented_by_itself(data: ImageDataset, reading: Reading) -> ImageDataset:
+    """Take images as a dataset of the user's returns them: at random, or as floating-point numbers."""
+    if reading.augment not in ("auto", "none"):
+        raise UserError(
+            "an augmentation needs plain uint8 images, and this dataset returns them augmented or as floating-point "
+            "numbers; leave its transform out, or augment"
+        )
+    return replace(data, augmentation=AsGiven(data.image_size))
+
+
+def _augmented(data: ImageDataset, size: int, usual: str, reading: Reading) -> ImageDataset:
+    """Choose how training images of side ``size`` are augmented; ``usual`` says how, crop or resized_crop, if asked not
+    to choose. Crops are described by ``padding`` and ``flip``, as for datasets in memory.
+    """
+    flip = data.flip if reading.flip is None else reading.flip
+    data = replace(data, flip=flip)
+    if callable(reading.augment):
+        return replace(data, augmentation=Own(size, reading.augment))
+    name = usual if reading.augment == "auto" else reading.augment
+    if name == "none":
+        return replace(data, padding=0, flip=False)
+    if name == "crop":
+        return data
+    if name == "resized_crop":
+        return replace(data, augmentation=ResizedCrop(size, flip))
+    geometry = Crop(size, data.padding, flip) if usual == "crop" else ResizedCrop(size, flip)
+    return replace(data, augmentation=Strong(geometry, policy_of(name)))
+
+
+def _read_otherwise(data: ImageDataset, reading: Reading) -> ImageDataset:
+    """Apply what a reading asks for to a dataset that has its images in memory."""
+    if not isinstance(data.train, Split) or data.facts:
+        return data  # opened before, with a reading of its own
+    own = data.train.images.shape[2]
+    size = reading.image_size or own
+    if size != own:
+        data = replace(data, image_size=size, padding=data.padding * size // own)
+    return _augmented(data, size, "crop", reading)
+
+
+# --- decoding --------------------------------------------------------------------------------------------
+
+
+def bring_in(data: ImageDataset, reading: Reading) -> ImageDataset:
+    """Decode the splits that are to be kept in memory; of the others leave out what cannot be decoded.
+
+    Raises:
+        DataError: an image cannot be decoded and the reading is strict, or none can be.
+        UserError: the images are to be kept, and cannot be.
+    """
+    if reading.resident == "yes" and data.augmentation is not None:
+        raise UserError(
+            "resident=yes keeps every image in one size, which allows the augmentations crop and none; choose one with "
+            "augment, or leave resident out"
+        )
+    room = {"auto": RESIDENT_LIMIT, "yes": 1 << 62, "no": 0}[reading.resident]
+    splits: dict[str, AnySplit] = {}
+    corrupt: dict[str, int] = {}
+    for role in ("test", "train"):
+        split: AnySplit = getattr(data, role)
+        needed = len(split) * len(data.mean) * (data.image_size or 0) ** 2
+        keep = needed <= room and (role == "test" or data.augmentation is None)
+        splits[role] = _brought_in(split, data.image_size, keep, reading.strict)
+        if keep:
+            room -= needed
+        if len(splits[role]) < len(split):
+            corrupt[role] = len(split) - len(splits[role])
+    facts = dict(data.facts)
+    if data.image_size is not None or data.augmentation is not None:
+        how = data.augmentation or Crop(data.image_size, data.padding, data.flip)
+        facts |= {"image_size": data.image_size, "augmentation": how.describe()}
+    if corrupt:
+        facts["images left out"] = corrupt
+    return replace(data, train=splits["train"], test=splits["test"], facts=facts)
+
+
+def _brought_in(split: AnySplit, size: int | None, keep: bool, strict: bool) -> AnySplit:
+    fixed = isinstance(split, Split) or (isinstance(split, LazySplit) and split.store.fixed)
+    if keep and fixed and size is not None and len(split):
+        return _decoded(split, size, strict)
+    return _checked(split) if isinstance(split, LazySplit) and not strict else split
+
+
+def _decoded(split: AnySplit, size: int, strict: bool) -> Split:
+    def one(index: int) -> Tensor | None:
+        try:
+            return fit(split.read(index, 0), size)
+        except CorruptImageError:
+            if strict:
+                raise
+            return None
+
+    images: np.ndarray | None = None
+    kept = np.zeros(len(split), dtype=bool)
+    for index, pixels in enumerate(_over(split, one)):
+        if pixels is None:
+            continue
+        if images is None:
+            images = np.empty((len(split), len(pixels), size, size), dtype=np.uint8)
+        images[index] = pixels.numpy()
+        kept[index] = True
+    if images is None:
+        raise _nothing(split)
+    if not kept.all():
+        images, split = images[kept], split.take(np.flatnonzero(kept))
+    return Split(images, split.labels, split.fingerprint)
+
+
+def _checked(split: LazySplit) -> LazySplit:
+    """Leave out the images that cannot be decoded; what was found is remembered beside them."""
+    if not split.store.encoded or not len(split):
+        return split
+    corrupt = _remembered(split)
+    if corrupt is None:
+        corrupt = [index for index, bad in enumerate(_over(split, split.is_corrupt)) if bad]
+        _remember(split, corrupt)
+    if len(corrupt) == len(split):
+        raise _nothing(split)
+    return split.take(np.setdiff1d(np.arange(len(split)), corrupt)) if corrupt else split
+
+
+def _nothing(split: AnySplit) -> DataError:
+    where = f", {split.name(0)} for one" if isinstance(split, LazySplit) else ""
+    return DataError(f"none of the {len(split)} images can be decoded{where}; replace them")
+
+
+def _over(split: AnySplit, function: Callable[[int], Any]) -> Iterator[Any]:
+    """Map a function over the images, in order; in several threads where the images allow it."""
+    if isinstance(split, LazySplit) and not split.store.encoded:
+        yield from map(function, range(len(split)))
+        return
+    with ThreadPoolExecutor(cores()) as pool:
+        for start in range(0, len(split), 1024):  # no more of them under way than that
+            yield from pool.map(function, range(start, min(start + 1024, len(split))))
+
+
+def cores() -> int:
+    """Return the number of processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _remembered(split: LazySplit) -> list[int] | None:
+    """Return the images that are known to be corrupt; None where this split was never checked."""
+    if split.checked is None:
+        return None
+    try:
+        found = json.loads(split.checked.read_text())[split.source]
+        return [index for index in found if 0 <= index < len(split)]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _remember(split: LazySplit, corrupt: list[int]) -> None:
+    """Write down, where that is possible, which images are corrupt: to find out, every image is decoded."""
+    if split.checked is None:
+        return
+    with suppress(OSError, ValueError, TypeError):
+        known = json.loads(split.checked.read_text()) if split.checked.exists() else {}
+        partial = split.checked.with_suffix(f".{os.getpid()}")
+        partial.write_text(json.dumps({**known, split.source: corrupt}) + "\n")
+        os.replace(partial, split.checked)

@@ -1,0 +1,195 @@
+"""Distilled against alone: the same student, once with the teacher and once without, on equal terms.
+
+Seed by seed both runs have the same initial weights, order of the data, augmentation and number of epochs, so their
+difference is what the method does. Several seeds give the difference an interval.
+
+A comparison's folder holds a run folder for each run, ``seed0`` and ``seed0-alone`` and so on, and
+``comparison.json``.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from itrd.data.datasets import ImageDataset
+from itrd.engine.config import DistillConfig, RunConfig, TrainConfig
+from itrd.engine.files import write_json
+from itrd.engine.networks import TrainedNetwork, load_network
+from itrd.engine.record import Result
+from itrd.engine.run import data_of, get_data, prepare_distill, prepare_train
+from itrd.engine.trainer import Trainer
+from itrd.errors import RunFolderError
+from itrd.methods.objective import Objective
+from itrd.stats import Comparison, compare, summarize
+
+COMPARISON = "comparison.json"
+COMPARISON_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Finished runs of one student.
+
+    Attributes:
+        distilled: seed -> run with the teacher.
+        alone: seed -> run without it; empty if there was no control.
+        folder: where they are; None if nothing was written.
+    """
+
+    distilled: dict[int, Result]
+    alone: dict[int, Result]
+    folder: Path | None
+
+    @property
+    def difference(self) -> Comparison | None:
+        """Of the accuracies, distilled less alone, seed by seed; None if there was no control."""
+        return compare(_top1(self.distilled), _top1(self.alone))
+
+    @property
+    def first_stage_epochs(self) -> int:
+        """Epochs that the method trained before the student's own, which the student alone did not have."""
+        first = next(iter(self.distilled.values()))
+        return len(first.record["first_stages"])
+
+    def document(self) -> dict[str, Any]:
+        """Return what ``comparison.json`` holds: accuracies by seed, their means, the difference."""
+        first = next(iter(self.distilled.values())).record
+        difference = self.difference
+        return {
+            "format": COMPARISON_FORMAT,
+            "metric": "top-1 on the test set after the last epoch, percent",
+            "data": first["data"],
+            "teacher": first["teacher"],
+            "objective": first["objective"],
+            "settings": first["settings"],
+            "first_stage_epochs": self.first_stage_epochs,
+            "distilled": _group(self.distilled),
+            "alone": _group(self.alone) if self.alone else None,
+            "difference": None if difference is None else _plain(vars(difference)),
+            "confidence": 0.95,
+            "provenance": first["provenance"],
+        }
+
+    def __str__(self) -> str:
+        """A table of the seeds, and the means or their difference in a sentence."""
+        distilled, alone = _top1(self.distilled), _top1(self.alone)
+        lines = ["seed    alone  distilled  difference" if alone else "seed  distilled"]
+        for seed, value in distilled.items():
+            if alone:
+                lines.append(f"{seed:<4}  {alone[seed]:7.2f}  {value:9.2f}  {value - alone[seed]:+10.2f}")
+            else:
+                lines.append(f"{seed:<4}  {value:9.2f}")
+        difference = self.difference
+        if difference is not None:
+            lines.append(
+                f"distilled - alone: {difference.difference:+.2f} points of top-1, {_certainty(difference)}"
+            )
+        else:
+            found = summarize(list(distilled.values()))
+            spread = f" ({found.low:.2f} to {found.high:.2f}, 95%, Student's t)" if found.n > 1 else ""
+            lines.append(f"mean of {found.n}: {found.mean:.2f}%{spread}")
+        if self.first_stage_epochs and alone:
+            lines.append(
+                f"the method had {self.first_stage_epochs} epochs of its first stage on top, the student alone had not"
+            )
+        return "\n".join(lines)
+
+
+def run_seeds(
+    config: DistillConfig,
+    *,
+    teacher: TrainedNetwork | None = None,
+    student: nn.Module | None = None,
+    data: ImageDataset | None = None,
+    objective: Objective | None = None,
+    fit: Callable[[Trainer], Result] = Trainer.fit,
+) -> Compared:
+    """Distil with each of ``config.seeds`` seeds, with ``config.control`` also train the student alone with each.
+
+    Args:
+        config: settings. With ``resume`` finished runs are left as they are, and seeds may be added.
+        teacher, student, data, objective: given instead of named. Every run gets a copy of a given student, but the
+            first distilled one, which trains the student itself; the seeds then differ in the data's order alone.
+        fit: carries out a prepared run.
+
+    Raises:
+        UserError: anything that cannot work.
+    """
+    folder = _folder(config)
+    teacher = teacher or load_network(config.teacher)
+    if config.data is None and data is None:
+        config = replace(config, data=data_of(teacher))
+    data = get_data(config.resolved(), data)
+    initial = copy.deepcopy(student)
+    distilled: dict[int, Result] = {}
+    alone: dict[int, Result] = {}
+    for seed in range(config.seed, config.seed + config.seeds):
+        single = replace(config, seed=seed, seeds=1, control=False, **_place(config, folder, f"seed{seed}"))
+        net = student if not distilled else copy.deepcopy(initial)
+        with prepare_distill(single, teacher=teacher, student=net, data=data, objective=objective) as trainer:
+            distilled[seed] = fit(trainer)
+        if config.control:
+            shared = {field.name: getattr(single, field.name) for field in fields(RunConfig)}
+            place = _place(config, folder, f"seed{seed}-alone")
+            control = TrainConfig(model=config.student, **{**shared, **place})
+            with prepare_train(control, model=copy.deepcopy(initial), data=data) as trainer:
+                alone[seed] = fit(trainer)
+    found = Compared(distilled, alone, folder)
+    if folder is not None:
+        write_json(folder / COMPARISON, found.document())
+    return found
+
+
+def _folder(config: DistillConfig) -> Path | None:
+    if config.out == "":
+        return None
+    name = f"{config.run_name()}{f'-and{config.seeds - 1}' if config.seeds > 1 else ''}{'-control' * config.control}"
+    folder = Path(config.out or Path("runs") / name)
+    held = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    if any(name != COMPARISON and not name.startswith("seed") for name in held):
+        raise RunFolderError(
+            f"{folder} holds something else than a comparison; choose another folder with --out"
+        )
+    if config.resume and not held:
+        raise RunFolderError(f"nothing to resume: {folder} holds no run; leave out --resume to start one")
+    return folder
+
+
+def _place(config: DistillConfig, folder: Path | None, name: str) -> dict[str, Any]:
+    """Where a run goes, and whether it goes on: the stop may have come before it began."""
+    if folder is None:
+        return {"out": "", "resume": False}
+    return {"out": str(folder / name), "resume": config.resume and (folder / name / "config.yaml").is_file()}
+
+
+def _top1(results: Mapping[int, Result]) -> dict[int, float]:
+    return {seed: result.last.test["top1"] for seed, result in results.items()}
+
+
+def _group(results: Mapping[int, Result]) -> dict[str, Any]:
+    values = _top1(results)
+    return {
+        "by_seed": {str(k): v for k, v in values.items()},
+        **_plain(vars(summarize(list(values.values())))),
+    }
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Numbers that do not exist as None: JSON has no NaN."""
+    return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in values.items()}
+
+
+def _certainty(difference: Comparison) -> str:
+    if difference.n == 1:
+        return "of one seed, which tells nothing about chance; --seeds 3 gives an interval"
+    if math.isnan(difference.low):
+        return f"equal in all {difference.n} seeds, so there is no interval"
+    interval = f"95% interval {difference.low:+.2f} to {difference.high:+.2f}"
+    return f"{interval} (paired t, n = {difference.n}, p = {difference.p:.2g})"
