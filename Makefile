@@ -9,7 +9,7 @@ DEV    := $(VENV)/.itrd-dev
 
 TOOLS  := $(VENV)-tools
 
-.PHONY: quickstart test test-slow reliability lint format lock audit sbom env clean
+.PHONY: quickstart test test-slow reliability lint format docs lock audit sbom env clean
 
 quickstart: $(STAMP)
 	$(BIN)/itrd quickstart
@@ -35,6 +35,10 @@ lint: $(DEV)
 format: $(DEV)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# The site, into site/; every warning is an error. The variable silences the theme's advertisement.
+docs: $(DEV)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # Checksums of every file of every dependency but torch (requirements.lock says why).
 lock: $(TOOLS)
@@ -68,4 +72,4 @@ $(DEV): $(STAMP)
 	touch $(DEV)
 
 clean:
-	rm -rf $(VENV) $(TOOLS) sbom.json build src/*.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(TOOLS) sbom.json site build src/*.egg-info .pytest_cache .mypy_cache .ruff_cache

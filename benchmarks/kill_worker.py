@@ -37,9 +37,9 @@ def worker(method: str, out: str, teacher: str, told: Any) -> None:
     _slow_files()
     evaluate = engine.evaluate
 
-    def told_evaluate(*arguments: Any) -> Any:
+    def told_evaluate(*arguments: Any, **named: Any) -> Any:
         _tell("e")
-        found = evaluate(*arguments)
+        found = evaluate(*arguments, **named)
         _tell("E")
         return found
 

@@ -5,9 +5,9 @@
 
 For every pair: the full-precision network of the same shape; the binary one as it is trained, in eval mode, which
 binarises its weights at every call and multiplies signs in float32; the same with packed weights, by NumPy and by
-the compiled kernel. Size is the file's; convolutions are the weights of the 3x3 convolutions that are binary in the
-binary network. Weights are random: neither size nor speed depends on them. Every run of every network is timed in
-turn, so that whatever else the machine does meets them alike; what is compared is the same images in the same run.
+the compiled kernel. Size is the file's; binary weights are those of the 3x3 convolutions inside. Weights are random:
+neither size nor speed depends on them. Images and weights are in channels-last order, as those of runs are by
+default. The networks take turns, so that whatever else the machine does meets them alike.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def moved(name: str) -> FeatureNet:
     net = create_model(name, 10).train()
     with torch.no_grad():
         net(torch.randn(8, 3, 32, 32))
-    return net.eval()
+    return net.eval().to(memory_format=torch.channels_last)
 
 
 def file_sizes(full: FeatureNet, binary: FeatureNet) -> tuple[int, int]:
@@ -63,7 +63,7 @@ def milliseconds(
     nets: dict[str, Callable[[Tensor], Tensor]], batch: int, runs: int
 ) -> dict[str, list[float]]:
     """Time of a batch through each network, ``runs`` times in turn after one that warms up."""
-    images = torch.randn(batch, 3, 32, 32)
+    images = torch.randn(batch, 3, 32, 32).to(memory_format=torch.channels_last)
     times: dict[str, list[float]] = {name: [] for name in nets}
     for run in range(runs + 1):
         for name, net in nets.items():

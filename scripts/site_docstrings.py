@@ -6,6 +6,7 @@ A griffe extension, named in mkdocs.yml. References to what has a page become li
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import griffe
@@ -13,27 +14,34 @@ import griffe
 _ROLE = re.compile(r":(?:class|func|meth|mod|attr|data):`~?(?P<target>[\w.]+)`")
 
 
-def as_markdown(text: str) -> str:
-    """Rewrite roles, ``literals`` and the heading of class attributes.
+def as_markdown(text: str, full_name: Callable[[str], str]) -> str:
+    """Rewrite roles, double backticks and the heading of class attributes.
 
-    >>> as_markdown("See :class:`itrd.models.Outputs` or ``kd``.")
-    'See <autoref identifier="itrd.models.Outputs" optional><code>Outputs</code></autoref> or `kd`.'
+    Args:
+        text: a docstring.
+        full_name: gives the dotted path of a name as the docstring's object sees it.
     """
-    text = _ROLE.sub(_reference, text)
+
+    def reference(role: re.Match[str]) -> str:
+        name = role["target"].rpartition(".")[2]
+        return f'<autoref identifier="{full_name(role["target"])}" optional><code>{name}</code></autoref>'
+
+    text = _ROLE.sub(reference, text)
     text = re.sub(r"``([^`]+)``", r"`\1`", text)
     return re.sub(r"^(\s*)Class attributes:$", r"\1Attributes:", text, flags=re.MULTILINE)
-
-
-def _reference(role: re.Match[str]) -> str:
-    target = role["target"]
-    name = target.rpartition(".")[2]
-    return f'<autoref identifier="{target}" optional><code>{name}</code></autoref>'
 
 
 class Markdown(griffe.Extension):
     """Applies :func:`as_markdown` to every docstring of the package."""
 
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
-        """Called for each object when its module has been read."""
+        """Called for each object when its package has been read."""
         if obj.docstring is not None:
-            obj.docstring.value = as_markdown(obj.docstring.value)
+            obj.docstring.value = as_markdown(obj.docstring.value, lambda name: _resolved(obj, name))
+
+
+def _resolved(obj: griffe.Object, name: str) -> str:
+    try:
+        return obj.resolve(name)
+    except griffe.NameResolutionError:
+        return name  # a full path already

@@ -2,34 +2,37 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
-from itrd.data import load_dataset
 from itrd.data.datasets import ImageDataset
-from itrd.data.device import DeviceImages
+from itrd.data.opening import Reading, read_dataset
 from itrd.engine.config import DistillConfig, TrainConfig
 from itrd.engine.device import resolve_device
 from itrd.engine.evaluate import evaluate as _evaluate
 from itrd.engine.networks import TrainedNetwork
+from itrd.engine.place import place_split, place_test, plain_view
 from itrd.engine.record import Result
-from itrd.engine.run import adapted, prepare_distill, prepare_train
+from itrd.engine.run import adapted, get_data, prepare_distill, prepare_train
 from itrd.errors import UserError
 from itrd.methods import Method, Objective, create_objective
 from itrd.models.observe import examined, logits_of
 from itrd.models.taps import match_taps
 
 
-def train(model: str | nn.Module, data: str | ImageDataset = "digits", **settings: Any) -> Result:
+def train(model: str | nn.Module, data: Any = "digits", **settings: Any) -> Result:
     """Train one network on labels alone.
 
     Args:
         model: name of a benchmark network, or any classifier on (B, C, H, W) images.
-        data: name of a dataset, or a dataset.
+        data: name of a dataset, a folder of images or any other source of :mod:`itrd.data.opening`: an ImageDataset, a
+            PyTorch dataset or DataLoader, a pair (train, test) of these.
         settings: fields of :class:`itrd.engine.config.TrainConfig`, for example ``epochs=10``. Nothing is
             written to disk unless ``out`` names a run folder.
 
@@ -37,15 +40,16 @@ def train(model: str | nn.Module, data: str | ImageDataset = "digits", **setting
         UserError: settings, data or network cannot work together.
     """
     name = model if isinstance(model, str) else type(model).__name__
+    data, settings = _own_augmentation(data, settings)
     config = _config(TrainConfig, settings, model=name, data=_name(data))
-    with prepare_train(config, model=_module(model), data=_dataset(data)) as trainer:
+    with prepare_train(config, model=_module(model), data=_given(data)) as trainer:
         return trainer.fit()
 
 
 def distill(
-    teacher: str | nn.Module,
+    teacher: str | nn.Module | None,
     student: str | nn.Module,
-    data: str | ImageDataset | None = None,
+    data: Any = None,
     method: str | Method | Objective = "itrd",
     **settings: Any,
 ) -> Result:
@@ -53,10 +57,11 @@ def distill(
 
     Args:
         teacher: run folder, checkpoint or published name (see :class:`itrd.engine.config.DistillConfig`), or
-            any trained classifier. It is put in eval mode and frozen, and is left so.
+            any trained classifier. It is put in eval mode and frozen, and is left so. None where ``teacher_logits``
+            names a file with its logits.
         student: name of a network as on the command line, or any classifier; its weights are taken as they are and
             trained in place.
-        data: name of a dataset, or a dataset; None for the one the teacher's file names.
+        data: as in :func:`train`; None for the dataset the teacher's file names.
         method: a method, an objective, or the notation of :mod:`itrd.methods.expression`.
         settings: fields of :class:`itrd.engine.config.DistillConfig`, for example ``control=True``, ``seeds=3``
             or ``teacher_taps=["layer3", "layer4"]``. Nothing is written to disk unless ``out`` names a run folder.
@@ -70,21 +75,20 @@ def distill(
     """
     objective = create_objective(method, settings.get("ce_weight"))
     names = {
-        "teacher": teacher if isinstance(teacher, str) else type(teacher).__name__,
+        "teacher": teacher if isinstance(teacher, str) else "" if teacher is None else type(teacher).__name__,
         "student": student if isinstance(student, str) else type(student).__name__,
         "method": method if isinstance(method, str) else objective.describe(),
     }
+    data, settings = _own_augmentation(data, settings)
     config = _config(DistillConfig, settings, **names, data=_name(data))
-    dataset = _dataset(data)
+    dataset = _given(data)
     given = None
-    if not isinstance(teacher, str):
+    if isinstance(teacher, nn.Module):
         if data is None:
             raise UserError(
                 "name the dataset: a teacher given as a module does not tell what it was trained on"
             )
-        dataset = dataset or load_dataset(str(data), config.data_root, download=config.download).subset(
-            config.train_subset, config.test_subset
-        )
+        dataset = get_data(config, dataset)
         given = _given_teacher(teacher, dataset, config)
     networks: dict[str, Any] = {
         "teacher": given,
@@ -124,28 +128,37 @@ def describe_taps(
 
 def evaluate(
     net: nn.Module,
-    data: str | ImageDataset,
+    data: Any,
     *,
     device: str = "auto",
     precision: str = "fp32",
     data_root: str = "data",
     normalisation: str | None = None,
+    **settings: Any,
 ) -> dict[str, float]:
     """Accuracy of a network on a test set: ``top1`` and ``top5`` in percent, ``loss``.
 
     Args:
         net: any classifier; it is moved to the device.
-        data: name of a dataset, or a dataset.
+        data: as in :func:`train`.
         device: auto, cpu, cuda or cuda:N.
         precision: fp32, tf32 or bf16.
         data_root: folder that holds the datasets.
         normalisation: ``dataset`` or ``imagenet`` (default: the dataset's own, or what a given dataset has).
+        settings: how images are read, as in :class:`itrd.data.opening.Reading`, for example ``image_size=96``.
+
+    Raises:
+        UserError: the data cannot be read, or has no labelled test images.
     """
-    dataset = data if isinstance(data, ImageDataset) else load_dataset(data, data_root)
+    try:
+        dataset = read_dataset(data, Reading(**settings), root=data_root, train=False)
+    except TypeError as error:
+        raise UserError(str(error).replace("Reading.__init__()", "evaluate()")) from None
     dataset = dataset.normalised(normalisation or dataset.normalisation)
+    if not len(dataset.test):
+        raise UserError(f"{dataset.name} has no labelled test images to measure an accuracy on; give some")
     where = resolve_device(device)
-    images = DeviceImages(dataset.test, dataset.mean, dataset.std, padding=0, flip=False, device=where)
-    return _evaluate(net.to(where), images, precision)
+    return _evaluate(net.to(where), place_test(dataset, where), precision)
 
 
 def _config(cls: type, settings: dict[str, Any], **fixed: Any) -> Any:
@@ -156,12 +169,26 @@ def _config(cls: type, settings: dict[str, Any], **fixed: Any) -> Any:
         raise UserError(str(error).replace("__init__()", "")) from None
 
 
-def _name(data: str | ImageDataset | None) -> str | None:
-    return data.name if isinstance(data, ImageDataset) else data
+def _name(data: Any) -> str | None:
+    if data is None or isinstance(data, (str, os.PathLike)):
+        return None if data is None else os.fspath(data)
+    return data.name if isinstance(data, ImageDataset) else type(data).__name__
 
 
-def _dataset(data: str | ImageDataset | None) -> ImageDataset | None:
-    return data if isinstance(data, ImageDataset) else None
+def _given(data: Any) -> Any:
+    """What the settings cannot name."""
+    return None if isinstance(data, (str, os.PathLike)) else data
+
+
+def _own_augmentation(data: Any, settings: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Read a dataset with a function as ``augment``, which settings cannot hold; return it and the other settings."""
+    if not callable(settings.get("augment")):
+        return data, settings
+    names = {field.name for field in fields(Reading)}
+    reading = Reading(**{key: value for key, value in settings.items() if key in names})
+    others = {key: value for key, value in settings.items() if key not in names}
+    where = {key: others[key] for key in ("download", "train_subset", "test_subset") if key in others}
+    return read_dataset(data, reading, root=others.get("data_root", "data"), **where), others
 
 
 def _module(net: str | nn.Module) -> nn.Module | None:
@@ -171,12 +198,11 @@ def _module(net: str | nn.Module) -> nn.Module | None:
 @torch.no_grad()
 def _given_teacher(net: nn.Module, data: ImageDataset, config: DistillConfig) -> TrainedNetwork:
     first = next(net.parameters(), torch.zeros(()))
-    images = DeviceImages(
-        data.subset(test=2).test, data.mean, data.std, padding=0, flip=False, device=first.device
-    )
+    few = data.train.take(np.arange(min(2, len(data.train))))
+    images = place_split(data, few, plain_view(data), first.device)
     arch = getattr(net, "arch", "") or type(net).__name__
     given = TrainedNetwork(net.eval(), arch, 0, "given", None, data.name)
-    two = images.plain(torch.arange(2, device=first.device))
+    two = images.plain(torch.arange(len(few), device=first.device))
     with examined("teacher", net, two):
         logits = logits_of(adapted(given, data, config).net.to(first.device)(two))
     return replace(given, num_classes=logits.shape[1])

@@ -183,7 +183,7 @@ def test_unusable_teachers(capsys: pytest.CaptureFixture[str], teacher_folder: P
     torch.save({"model": create_model("resnet14", 10).state_dict()}, "resnet8_evil/other.pth")
     assert "it fits resnet14" in refused(capsys, *distill("resnet8_evil/other.pth"))
     torch.save({"model": create_model("resnet8", 100).state_dict()}, "resnet8_evil/hundred.pth")
-    line = refused(capsys, *distill("resnet8_evil/hundred.pth", "--data", "digits"))
+    line = refused(capsys, *distill("resnet8_evil/hundred.pth", "--data", "digits", "--method", "kd"))
     assert "has 100 classes and digits" in line
     Path("unfinished").mkdir()
     Path("unfinished/config.yaml").write_text("{}")

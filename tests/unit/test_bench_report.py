@@ -14,13 +14,17 @@ from scipy import stats as reference
 
 import synthetic_ledger as synthetic
 from itrd.bench.cells import Cell, cells_of
+from itrd.bench.choices import choice_table
 from itrd.bench.ledger import Ledger
 from itrd.bench.pagedata import packed, page_data
 from itrd.bench.report import embedded, write_report
 from itrd.bench.summary import TrackSummary, summaries, title_of
 from itrd.bench.tables import escape, published_table
-from itrd.bench.tracks import load_track
+from itrd.bench.tracks import list_tracks, load_track
+from itrd.catalogue.overhead import measurements
+from itrd.catalogue.page import cost_in_words
 from itrd.cli import main
+from itrd.methods import METHODS
 from itrd.recipes import Pair
 from itrd.stats import compare
 
@@ -123,7 +127,7 @@ def test_an_empty_ledger_has_empty_cells(tmp_path: Path) -> None:
     out, markdown = write_report(Ledger(tmp_path / "none"), tmp_path / "r.html", tmp_path / "zoo")
     data = data_of(out.read_text())
     assert data["runs"]["name"] == []
-    assert {t["name"]: t["runCount"] for t in data["tracks"]} == {"protocol": 0, "smoke": 0}
+    assert {t["name"]: t["runCount"] for t in data["tracks"]} == dict.fromkeys(list_tracks(), 0)
     assert data["tracks"][0]["name"] == "protocol"
     assert all(cell["n"] == 0 for cell in data["tracks"][0]["cells"].values())
     assert data["tracks"][1]["cells"] == {}
@@ -202,6 +206,28 @@ def test_titles() -> None:
         *("Teacher", "Student alone", "AT", "DKD", "unheard"),
     ]
     assert title_of("itrd@code-default") == "ITRD (code-default)"
+
+
+def test_the_table_that_a_method_is_chosen_by(tmp_path: Path) -> None:
+    for method, seed, last in (("none", 0, 69.0), ("none", 1, 70.0), ("kd", 0, 71.0), ("kd", 1, 71.5)):
+        put(tmp_path, method, seed, last, last)
+    pair_only = TrackSummary("protocol", Ledger(tmp_path).runs("protocol"))
+    pair_only.pairs = [PAIR]
+    lines = choice_table(pair_only).splitlines()
+    rows = {line.split("|")[1].strip(" `"): line for line in lines if line.startswith("| `")}
+    assert set(rows) == set(METHODS)
+    conditions = len(measurements())
+    assert lines[0] == "| method | reads | " + "".join(f"cost {n} | " for n in range(1, conditions + 1)) + (
+        "resnet56 → resnet20, last epoch, % | against student alone |"
+    )
+    costs = " | ".join(cost_in_words(measured, "kd") for measured in measurements())
+    assert rows["kd"].startswith(f"| `kd` | logits | {costs} | **71.25** (n 2) | +1.75 (")
+    assert rows["none"].endswith("| **69.50** (n 2) |  |")
+    assert rows["itrd"].endswith(" |  |  |")  # not run: an empty cell is empty
+    order = list(rows)
+    assert order[0] == "none"
+    assert order.index("kd") < order.index("itrd") < order.index("hint") < order.index("fsp")
+    assert "Accuracies: CIFAR-100, published schedule." in lines[-1]
 
 
 def test_page_needs_nothing_else(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from itrd.bench.costs import multiply_adds
 from itrd.engine.fold import fold_batch_norms
 from itrd.methods import list_methods, method_class
 from itrd.models import BENCHMARK_MODELS, create_model, list_models
@@ -81,6 +82,12 @@ def test_parameters_and_shapes(name: str) -> None:
     assert out.embedding is not None
     assert out.embedding.shape == (2, embedding)
     assert out.logits.shape == (2, 10)
+
+
+def test_binary_convolutions_are_counted_in_what_a_run_costs() -> None:
+    convs = [(16, 16, 32)] * 6 + [(16, 32, 16)] + [(32, 32, 16)] * 5 + [(32, 64, 8)] + [(64, 64, 8)] * 5
+    inside = sum(9 * c_in * c_out * side**2 for c_in, c_out, side in convs)
+    assert multiply_adds("resnet20_1w1a") == 27 * 16 * 32**2 + inside + 64 * 100
 
 
 @pytest.mark.parametrize("name", NEW)

@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import pickle
-import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -15,6 +14,7 @@ from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, Thread
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import timm
 import torch
@@ -87,7 +87,8 @@ def test_weights_of_a_file(library: str, suffix: str, tmp_path: Path, repository
     assert str(file) in loaded.source
     # A student takes the same weights, and a classifier for its own classes.
     student = build_student(spec, 10, seed=3)
-    assert student(torch.zeros(2, 3, 32, 32))[0].shape[-1] == 10 if library == "hf" else True
+    if library == "hf":
+        assert student.eval()(torch.zeros(2, 3, 32, 32)).logits.shape == (2, 10)
     body = [key for key, value in net.state_dict().items() if value.shape == student.state_dict()[key].shape]
     assert len(net.state_dict()) - len(body) == 2
     assert all(torch.equal(net.state_dict()[key], student.state_dict()[key]) for key in body)
@@ -100,10 +101,11 @@ def test_files_that_do_not_fit(library: str, tmp_path: Path, repository: Path) -
     save_file(nn.Linear(3, 2).state_dict(), tmp_path / "other.safetensors")
     with pytest.raises(CheckpointError, match="is not a checkpoint of"):
         load_network(f"{spec}@{tmp_path / 'other.safetensors'}")
-    missing = dict(list(make(library, 7).state_dict().items())[1:])
-    save_file(missing, tmp_path / "less.safetensors")
-    with pytest.raises(CheckpointError, match="is not a checkpoint of"):
-        load_network(f"{spec}@{tmp_path / 'less.safetensors'}")
+    if library != "torchvision":  # whose files are compared by the same function as our own
+        missing = dict(list(make(library, 7).state_dict().items())[1:])
+        save_file(missing, tmp_path / "less.safetensors")
+        with pytest.raises(CheckpointError, match="is not a checkpoint of"):
+            load_network(f"{spec}@{tmp_path / 'less.safetensors'}")
     with pytest.raises(CheckpointError, match="no weights at"):
         load_network(f"{spec}@{tmp_path / 'none.pth'}")
 
@@ -159,7 +161,7 @@ def test_wrong_names() -> None:
     [("timm:resnet18", "timm"), ("torchvision:resnet18", "torchvision"), ("hf:a/b", "transformers")],
 )
 def test_a_missing_library_names_the_extra(spec: str, extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("timm", "torchvision.models", "transformers"):
+    for module in ("timm", "torchvision.models", "transformers.models.auto"):
         monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(UserError, match=rf"pip install 'itrd\[{extra}\]'"):
         hubs.check(spec)
@@ -315,38 +317,29 @@ def test_a_fetched_file_is_what_its_name_says(
         load_network(f"torchvision:{TORCHVISION}")
 
 
-_FETCH = """
-import torchvision_ops
-from itrd.engine.networks import load_network
-from itrd.errors import UserError
-for spec in ("hf:org/vit", "timm:test_resnet.r160_in1k"):
-    found = load_network(spec)
-    print(found.arch, found.num_classes, found.sha256, found.preprocessing.size)
-for spec in ("hf:org/none", "timm:test_vit.r160_in1k"):
-    try:
-        load_network(spec)
-    except UserError as error:
-        print(error)
-"""
-
-
-def test_fetch_from_a_hub(repository: Path, tmp_path: Path) -> None:
+def test_fetch_from_a_hub(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
-    own = repository.parent.parent / "timm" / "test_resnet.r160_in1k"
+    own = tmp_path / "timm" / "test_resnet.r160_in1k"
     own.mkdir(parents=True)
     save_file(make("timm", 1000).state_dict(), own / "model.safetensors")
-    _Hub.root = tmp_path
+    monkeypatch.setattr(_Hub, "root", tmp_path, raising=False)
     with _serving(_Hub) as address:
-        environment = {
-            **os.environ,
-            "HF_ENDPOINT": address,
-            "HF_HOME": str(tmp_path / "home"),
-            "PYTHONPATH": str(Path(__file__).parents[1]),
-        }
-        command = [sys.executable, "-c", _FETCH]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    lines = done.stdout.splitlines()
-    assert lines[0] == f"hf:org/vit 7 {sha256_of(repository / 'model.safetensors')} 32"
-    assert lines[1] == f"timm:test_resnet.r160_in1k 1000 {sha256_of(own / 'model.safetensors')} 160"
-    assert "hf:org/none" in lines[2]
-    assert lines[3].startswith("timm/test_vit.r160_in1k has no model.safetensors or pytorch_model.bin")
+        template = address + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", address)
+        monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        found = load_network("hf:org/vit")
+        assert (found.arch, found.num_classes) == ("hf:org/vit", 7)
+        assert found.sha256 == sha256_of(repository / "model.safetensors")
+        assert found.preprocessing == hubs.Preprocessing(32, (0.5,) * 3, (0.25,) * 3)
+        found = load_network("timm:test_resnet.r160_in1k")
+        assert (found.num_classes, found.sha256) == (1000, sha256_of(own / "model.safetensors"))
+        assert build_student("timm:test_resnet@pretrained", 10, 0).num_classes == 10
+        with pytest.raises(UserError, match=r"org/none has no model\.safetensors"):
+            load_network("hf:org/none")
+        with pytest.raises(
+            UserError, match=r"test_vit.r160_in1k has no model\.safetensors or pytorch_model\.bin"
+        ):
+            load_network("timm:test_vit.r160_in1k")
+    with pytest.raises(UserError, match=r"cannot fetch .*NAME@FILE"):  # nobody answers any more
+        load_network("timm:test_vit.r160_in1k")

@@ -129,7 +129,7 @@ def test_what_is_missing_is_named() -> None:
     with pytest.raises(UserError, match="must bring the samples' indices"):
         distiller("crd(K=6)", train_labels=LABELS)(IMAGES, LABELS)
     net = Net(4)
-    with pytest.raises(UserError, match="are the same module"):
+    with pytest.raises(UserError, match="same module or share"):
         itrd.Distiller(net, net, "kd", example=IMAGES[:2])
     with pytest.raises(UserError, match="needs a teacher"):
         itrd.Distiller(net, None, "kd", example=IMAGES[:2])

@@ -101,7 +101,7 @@ def test_a_hand_made_border() -> None:
 def test_kernels_agree_on_random_words(compiled: None) -> None:
     rng = np.random.default_rng(0)
     positive, valid = rng.integers(0, 2**64, (2, 33, 11), dtype=np.uint64)
-    weights = rng.integers(0, 2**64, (6, 11), dtype=np.uint64)
+    weights = rng.integers(0, 2**64, (11, 21), dtype=np.uint64)
     got = dots_of("compiled")(positive, valid, weights)
     assert got.dtype == np.float32
     np.testing.assert_array_equal(got, numpy_dots(positive, valid, weights))

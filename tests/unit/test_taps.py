@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import pytest
 import timm
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 import itrd
 from foreign_nets import ChannelsLast, Tokens, TwoStages
 from itrd.engine.task import DistillTask
-from itrd.errors import UserError
+from itrd.errors import TrainingError, UserError
 from itrd.methods import Batch, create_objective
 from itrd.models import create_model
 from itrd.models.observe import TapObserver, observer
@@ -369,6 +370,24 @@ def test_a_teacher_that_is_not_finite() -> None:
         UserError, match=r"the teacher TwoStages gives numbers that are not finite .*\(logits\)"
     ):
         small_task("itrd", TwoStages(), teacher)
+
+
+def test_a_student_of_too_few_classes(tiny: dict[str, Any]) -> None:
+    with pytest.raises(
+        UserError, match=r"the student TwoStages gives logits of shape \(4, 7\) .* has 10 classes"
+    ):
+        itrd.distill(TwoStages(), TwoStages(classes=7), "digits", "itrd", **tiny)
+    with pytest.raises(UserError, match="the student VisionTransformer does not take images of 3x32x32"):
+        itrd.train("timm:vit_tiny_patch16_224", "digits", **tiny)
+
+
+def test_a_teacher_that_fails_later_is_named(tiny: dict[str, Any]) -> None:
+    class Failing(TwoStages):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x * torch.nan if len(x) == 16 else x)  # in the training steps
+
+    with pytest.raises(TrainingError, match=r"epoch 1, step 1: .* first at the output of teacher\.early\.0"):
+        itrd.distill(Failing(), TwoStages(), "digits", "kd", **tiny)
 
 
 def test_networks_that_share_parameters() -> None:

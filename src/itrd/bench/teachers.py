@@ -10,12 +10,12 @@ import torch
 from itrd.bench.cells import Cell
 from itrd.bench.tracks import Track
 from itrd.data.datasets import ImageDataset
-from itrd.data.device import DeviceImages
 from itrd.engine import zoo
 from itrd.engine.device import resolve_device
 from itrd.engine.evaluate import evaluate
 from itrd.engine.files import sha256_of
 from itrd.engine.networks import load_network
+from itrd.engine.place import place_test
 
 if TYPE_CHECKING:
     from itrd.bench.runner import Options
@@ -65,5 +65,4 @@ def publish(
 def measure(net: torch.nn.Module, data: ImageDataset, device: str) -> float:
     """Top-1 accuracy in float32 on the test set, percent."""
     where = resolve_device(device)
-    images = DeviceImages(data.test, data.mean, data.std, padding=0, flip=False, device=where)
-    return evaluate(net.to(where), images, "fp32")["top1"]
+    return evaluate(net.to(where), place_test(data, where), "fp32")["top1"]

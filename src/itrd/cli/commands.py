@@ -30,25 +30,42 @@ def measure(
     device: str = "auto",
     precision: Literal["fp32", "tf32", "bf16"] = "fp32",
     normalisation: Literal["dataset", "imagenet"] | None = None,
+    image_size: int | None = None,
+    val_fraction: float = 0.2,
+    test_split: str | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
 ) -> None:
     """Measure a trained network's accuracy on the test set.
 
     Args:
         model: run folder, checkpoint, NAME:FILE, or a published teacher's name.
-        data: dataset (default: the one the file names).
+        data: dataset, or images as `itrd distill --data` takes them (default: what the file names).
         data_root: folder that holds the datasets.
         download: fetch the dataset first if it is not there.
         device: auto, cpu, cuda or cuda:N.
         precision: fp32, or bf16 automatic mixed precision.
         normalisation: mean and deviation of the pixels: the dataset's own, or imagenet (default: what the file says).
+        image_size: side of the square that images are brought to (default: as in training, chosen from their sizes).
+        val_fraction: share of each class that training held out, where the data has no test images.
+        test_split: folder or split to measure on (default: the first of val, validation, valid and test).
+        image_column: column of a table that holds the images.
+        label_column: column of a table that holds the labels.
     """
     from itrd.api import evaluate
-    from itrd.data import load_dataset
+    from itrd.data.opening import Reading, read_dataset
     from itrd.engine.networks import load_network
     from itrd.engine.run import check_classes, data_of
 
     network = load_network(model)
-    dataset = load_dataset(data or data_of(network), data_root, download=download)
+    reading = Reading(
+        image_size=image_size,
+        val_fraction=val_fraction,
+        test_split=test_split,
+        image_column=image_column,
+        label_column=label_column,
+    )
+    dataset = read_dataset(data or data_of(network), reading, root=data_root, download=download, train=False)
     check_classes(network, dataset)
     found = evaluate(
         network.net,

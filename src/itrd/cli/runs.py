@@ -49,7 +49,12 @@ def _teacher(trainer: Trainer) -> None:
     """Print what is known of the teacher, and what is read of it."""
     teacher = trainer.record["teacher"]
     test = teacher["test"]
-    accuracy = "has other classes, so no accuracy" if test is None else f"{test['top1']:.2f}%"
+    if test:
+        accuracy = f"{test['top1']:.2f}%"
+    else:
+        accuracy = (
+            "no accuracy without labelled test images" if test == {} else "has other classes, so no accuracy"
+        )
     print(f"teacher {teacher['arch']}: {accuracy} on {trainer.data.name}")
     if "images" in teacher:
         expects = teacher["images"]
@@ -61,8 +66,14 @@ def _teacher(trainer: Trainer) -> None:
 
 def _fit(trainer: Trainer) -> Result:
     config = trainer.config
+    if trainer.data.facts:
+        print(_images(trainer))
     if trainer.task.teacher is not None:
         _teacher(trainer)
+    elif "agrees_with_labels" in trainer.record.get("teacher", {}):
+        print(
+            f"the given logits agree with {trainer.record['teacher']['agrees_with_labels']:.2f}% of the labels"
+        )
     print(
         f"{config.trained_model} on {trainer.data.name}, {trainer.task.objective.describe()}, {config.epochs} epochs, "
         f"{trainer.device}, {config.precision}, {config.protocol()} schedule",
@@ -89,11 +100,25 @@ def _profile(config: RunConfig, trace: Path) -> int:
     return 0
 
 
+def _images(trainer: Trainer) -> str:
+    """Say what was read and how: much of it was chosen, not asked for."""
+    data = trainer.data
+    facts = {"classes": data.num_classes, **data.facts}
+    kept = ("read in every epoch", "kept in memory")[trainer.train_images.resident]
+    told = ", ".join(f"{name} {value}" for name, value in facts.items() if value is not None)
+    return (
+        f"{data.name}: {len(data.train):,} training images ({kept}), {len(data.test):,} test images, {told}"
+    )
+
+
 def _summary(trainer: Trainer, result: Result) -> None:
     last, best = result.last, result.best
-    print(
-        f"top-1 {last.test['top1']:.2f}%, top-5 {last.test['top5']:.2f}% after the last epoch "
-        f"(best epoch, chosen on the test set: {best.test['top1']:.2f}% in epoch {best.epoch})"
-    )
+    if last.test:
+        print(
+            f"top-1 {last.test['top1']:.2f}%, top-5 {last.test['top5']:.2f}% after the last epoch "
+            f"(best epoch, chosen on the test set: {best.test['top1']:.2f}% in epoch {best.epoch})"
+        )
+    else:
+        print("no labelled test images, so no accuracy")
     if trainer.folder is not None:
         print(f"written to {trainer.folder.path}")

@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # importing this module must stay cheap: the command line doe
     from torch import Tensor
     from typing_extensions import Self
 
+    from itrd.data.opening import Reading
     from itrd.data.views import Augmentation
 
 
@@ -144,7 +145,7 @@ class ImageDataset:
 
     ``image_size`` is the side of the square that images are brought to when they are read; None where they come in
     the size they are used in. ``augmentation`` replaces padding and flip where it is not None. ``facts`` go into the
-    record of a run: how the data was read.
+    record of a run: how the data was read; ``reading`` is what was asked for then.
     """
 
     name: str
@@ -160,6 +161,7 @@ class ImageDataset:
     image_size: int | None = None
     augmentation: Augmentation | None = None
     facts: dict[str, Any] = field(default_factory=dict)
+    reading: Reading | None = None
 
     @cached_property
     def fingerprint(self) -> str:

@@ -49,7 +49,7 @@ class DeviceImages:
             raise ValueError(f"padding must not be negative, but is {padding}")
         if not len(mean) == len(std) == channels:
             raise ValueError(f"need a mean and a std for each of {channels} channels, not {mean} and {std}")
-        self.shape = (channels, height, width)
+        self.shape: tuple[int, ...] = (channels, height, width)
         self.labels = torch.tensor(split.labels, device=device)
         self._side = 2 * padding + 1
         self._flips = 2 if flip else 1

@@ -43,7 +43,7 @@ class LoadedImages:
     Attributes:
         labels: int64 (N,), on the device.
         num_views: number of views of an image.
-        shape: (C, H, W) of a plain image; None where there is none.
+        shape: (C, H, W) of a plain image.
     """
 
     resident = False
@@ -68,8 +68,8 @@ class LoadedImages:
         self._workers = workers
         self._streams = {name: _Requests() for name in ("epoch", "batch")}  # each with workers of its own
         self._loaders: dict[str, DataLoader] = {}
-        self.shape = tuple(self._reader.batch([(0, _PLAIN)]).shape[1:]) if len(split) else None
-        if self.shape is not None and not len(mean) == len(std) == self.shape[0]:
+        self.shape = tuple(self._reader.batch([(0, _PLAIN)]).shape[1:]) if len(split) else (len(mean), 0, 0)
+        if not len(mean) == len(std) == self.shape[0]:
             raise UserError(
                 f"images of {self.shape[0]} channels need as many means and deviations, not {tuple(mean)} and "
                 f"{tuple(std)}; choose another normalisation"

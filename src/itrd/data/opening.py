@@ -68,6 +68,45 @@ class Reading:
     strict: bool = False
 
 
+def read_dataset(
+    source: Any,
+    reading: Reading | None = None,
+    *,
+    root: str | os.PathLike[str] = "data",
+    download: bool = False,
+    train_subset: int | None = None,
+    test_subset: int | None = None,
+    train: bool = True,
+) -> ImageDataset:
+    """Open a dataset, cut it to size, and bring it in; an ImageDataset is not cut.
+
+    Args:
+        source: see :func:`open_dataset`.
+        reading: how; None for all defaults.
+        root: folder of the named datasets.
+        download: fetch a named dataset that is not there.
+        train_subset, test_subset: number of images, the same number of each class; None for all.
+        train: whether the training images are wanted, too; otherwise there will be none.
+
+    Raises:
+        DataError: it is not there, or cannot be used.
+        UnknownNameError: neither a name nor a path.
+    """
+    reading = reading or Reading()
+    if isinstance(source, ImageDataset) and source.reading is not None:
+        if reading not in (source.reading, Reading()):
+            raise UserError(
+                f"{source.name} was read before with other settings of its images; set them there"
+            )
+        return source
+    data = open_dataset(source, reading, root=root, download=download)
+    if not isinstance(source, ImageDataset):
+        data = data.subset(train_subset, test_subset)
+        if not train:
+            data = replace(data, train=data.train.take(np.empty(0, np.int64)))
+    return bring_in(data, reading)
+
+
 def open_dataset(
     source: Any, reading: Reading, *, root: str | os.PathLike[str] = "data", download: bool = False
 ) -> ImageDataset:
@@ -260,13 +299,14 @@ def _augmented(data: ImageDataset, size: int, usual: str, reading: Reading) -> I
 
 def _read_otherwise(data: ImageDataset, reading: Reading) -> ImageDataset:
     """Apply what a reading asks for to a dataset that has its images in memory."""
-    if not isinstance(data.train, Split) or data.facts:
-        return data  # opened before, with a reading of its own
+    assert isinstance(data.train, Split)
     own = data.train.images.shape[2]
     size = reading.image_size or own
+    if size == own and reading.flip in (None, data.flip) and reading.augment == "auto":
+        return data
     if size != own:
         data = replace(data, image_size=size, padding=data.padding * size // own)
-    return _augmented(data, size, "crop", reading)
+    return _augmented(replace(data, facts={"kind": "images in memory"}), size, "crop", reading)
 
 
 # --- decoding --------------------------------------------------------------------------------------------
@@ -284,6 +324,8 @@ def bring_in(data: ImageDataset, reading: Reading) -> ImageDataset:
             "resident=yes keeps every image in one size, which allows the augmentations crop and none; choose one with "
             "augment, or leave resident out"
         )
+    if isinstance(data.train, Split) and not data.facts:
+        return data  # in memory already, and to be used as it is
     room = {"auto": RESIDENT_LIMIT, "yes": 1 << 62, "no": 0}[reading.resident]
     splits: dict[str, AnySplit] = {}
     corrupt: dict[str, int] = {}
@@ -297,12 +339,11 @@ def bring_in(data: ImageDataset, reading: Reading) -> ImageDataset:
         if len(splits[role]) < len(split):
             corrupt[role] = len(split) - len(splits[role])
     facts = dict(data.facts)
-    if data.image_size is not None or data.augmentation is not None:
-        how = data.augmentation or Crop(data.image_size, data.padding, data.flip)
-        facts |= {"image_size": data.image_size, "augmentation": how.describe()}
+    how = data.augmentation or Crop(data.image_size, data.padding, data.flip)
+    facts |= {"image_size": data.image_size, "augmentation": how.describe()}
     if corrupt:
         facts["images left out"] = corrupt
-    return replace(data, train=splits["train"], test=splits["test"], facts=facts)
+    return replace(data, train=splits["train"], test=splits["test"], facts=facts, reading=reading)
 
 
 def _brought_in(split: AnySplit, size: int | None, keep: bool, strict: bool) -> AnySplit:

@@ -96,6 +96,7 @@ def _distill(opt: argparse.Namespace) -> None:
             files.copy_sources(ITRD)
             if opt.path_s is not None:
                 print("note: --path_s is not used")
-        print("teacher accuracy:", f"{trainer.record['teacher']['test']['top1']:.4f}", flush=True)
+        test = trainer.record["teacher"]["test"]  # None: of other classes
+        print("teacher accuracy:", "unknown" if test is None else f"{test['top1']:.4f}", flush=True)
 
     carry_out(opt, config, files, lambda callbacks: prepare_distill(config, callbacks), started)

@@ -48,8 +48,8 @@ class RunConfig:
         download: fetch the dataset first if it is not there.
         train_subset: train on this many images, the same number of each class (default: all).
         test_subset: test on this many images, the same number of each class (default: all).
-        image_size: side of the square that images are brought to (default: chosen from the images' sizes, at most 224; a
-            named dataset keeps its own).
+        image_size: side of the square that images are brought to (default: chosen from the images' sizes, at most 224;
+            a named dataset keeps its own).
         augment: how training images are varied: crop (pad, crop, mirror), resized_crop (a random part of a photograph),
             randaugment, trivialaugment or autoaugment on top of it, or none; auto is crop up to 64 pixels, and
             resized_crop above.
@@ -315,8 +315,8 @@ class DistillConfig(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if bool(self.teacher) == (self.teacher_logits is not None):
-            raise UserError("give either a teacher, with --teacher, or its logits, with --teacher_logits")
+        if self.teacher and self.teacher_logits is not None:
+            raise UserError("give either a teacher or teacher_logits, which stand in its place")
         for name in ("teacher_taps", "student_taps"):
             taps = getattr(self, name)
             if taps is not None and (not taps or "" in taps or len(set(taps)) < len(taps)):

@@ -25,7 +25,7 @@ from itrd.engine.networks import TrainedNetwork, load_network
 from itrd.engine.record import Result
 from itrd.engine.run import data_of, get_data, prepare_distill, prepare_train
 from itrd.engine.trainer import Trainer
-from itrd.errors import RunFolderError
+from itrd.errors import RunFolderError, UserError
 from itrd.methods.objective import Objective
 from itrd.stats import Comparison, compare, summarize
 
@@ -123,10 +123,16 @@ def run_seeds(
         UserError: anything that cannot work.
     """
     folder = _folder(config)
-    teacher = teacher or load_network(config.teacher)
-    if config.data is None and data is None:
-        config = replace(config, data=data_of(teacher))
+    if config.teacher_logits is None:
+        teacher = teacher or load_network(config.teacher)
+        if config.data is None and data is None:
+            config = replace(config, data=data_of(teacher))
     data = get_data(config.resolved(), data)
+    if not len(data.test) or not data.labelled:
+        raise UserError(
+            f"{data.name} has no labels to train the student alone with, or to compare accuracies on; leave control "
+            "and seeds out"
+        )
     initial = copy.deepcopy(student)
     distilled: dict[int, Result] = {}
     alone: dict[int, Result] = {}

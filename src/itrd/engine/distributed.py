@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from operator import itemgetter
 from typing import Any
@@ -37,6 +38,49 @@ from itrd.models.base import Outputs
 from itrd.seeds import derive
 
 
+@dataclass(frozen=True)
+class Division:
+    """How batches are divided: into consecutive micro-batches, and each of these among the processes.
+
+    Args:
+        rank: number of this process.
+        size: number of processes.
+        accumulate: number of micro-batches.
+    """
+
+    rank: int
+    size: int
+    accumulate: int
+
+    def micro_batches(self, start: int, count: int) -> Iterator[tuple[int, int]]:
+        """Yield start and size of the micro-batches of a batch."""
+        sizes = pieces(count, self.accumulate)
+        return zip(itertools.accumulate(sizes, initial=start), sizes, strict=False)
+
+    def sizes(self, count: int) -> list[int]:
+        """Sizes of the processes' consecutive parts of a micro-batch; of a small one the last ones have none."""
+        sizes = pieces(count, self.size)
+        return sizes + [0] * (self.size - len(sizes))
+
+    def part(self, start: int, count: int) -> tuple[int, int]:
+        """Bounds of this process's part; who has none repeats the first process's, which then has no weight."""
+        sizes = self.sizes(count)
+        rank = self.rank if sizes[self.rank] else 0
+        start += sum(sizes[:rank])
+        return start, start + sizes[rank]
+
+    def own(self, plan: EpochPlan) -> EpochPlan:
+        """Return what this process sees of a plan: of each batch its parts of all micro-batches, one after another."""
+        starts = itertools.accumulate(plan.sizes, initial=0)
+        rows, sizes = [], []
+        for start, count in zip(starts, plan.sizes, strict=False):
+            parts = [self.part(*micro) for micro in self.micro_batches(start, count)]
+            rows += [torch.arange(*bounds) for bounds in parts]
+            sizes.append(sum(stop - start for start, stop in parts))
+        index = torch.cat(rows)
+        return EpochPlan(plan.order[index], plan.views[index], plan.batch_size, tuple(sizes))
+
+
 class DistributedStepper(Stepper):
     """Takes a process's part in every step of a stage; see :class:`itrd.engine.step.Stepper`.
 
@@ -49,6 +93,7 @@ class DistributedStepper(Stepper):
     def __init__(self, *parts: Any, team: Team, reads: frozenset[str] | None, **settings: Any) -> None:
         super().__init__(*parts, **settings)
         self._team, self._reads = team, reads
+        self._division = Division(team.rank, team.size, self.accumulate)
         self._plan = EpochPlan(torch.empty(0), torch.empty(0), 1)
         self._number = 0  # of the step that comes next
         self._passes = 0  # forward passes in it so far
@@ -56,31 +101,7 @@ class DistributedStepper(Stepper):
 
     def own(self, plan: EpochPlan) -> EpochPlan:
         """Return this process's part of every batch."""
-        starts = itertools.accumulate(plan.sizes, initial=0)
-        rows, sizes = [], []
-        for start, size in zip(starts, plan.sizes, strict=False):
-            ranges = [self._range(*micro) for micro in self._micro_batches(start, size)]
-            rows += [torch.arange(*bounds) for bounds in ranges]
-            sizes.append(sum(stop - start for start, stop in ranges))
-        index = torch.cat(rows)
-        return EpochPlan(plan.order[index], plan.views[index], plan.batch_size, tuple(sizes))
-
-    def _micro_batches(self, start: int, size: int) -> Iterator[tuple[int, int]]:
-        """Yield start and size of the micro-batches of a batch."""
-        sizes = pieces(size, self.accumulate)
-        return zip(itertools.accumulate(sizes, initial=start), sizes, strict=False)
-
-    def _sizes(self, size: int) -> list[int]:
-        """Sizes of the processes' parts of a micro-batch; the last ones have none of a small one."""
-        sizes = pieces(size, self._team.size)
-        return sizes + [0] * (self._team.size - len(sizes))
-
-    def _range(self, start: int, size: int) -> tuple[int, int]:
-        """Bounds of this process's part; who has none repeats the first process's, without weight."""
-        sizes, rank = self._sizes(size), self._team.rank
-        rank = rank if sizes[rank] else 0
-        start += sum(sizes[:rank])
-        return start, start + sizes[rank]
+        return self._division.own(plan)
 
     def steps(self, plan: EpochPlan, known: EpochRows | None, start: int) -> Iterator[int]:
         """Take the steps of an epoch, see :meth:`itrd.engine.step.Stepper.steps`.
@@ -103,13 +124,13 @@ class DistributedStepper(Stepper):
         """Divide this process's part of a batch; a method that relates samples is told of all of them."""
         self._passes = 0
         found, done = [], 0
-        size = self.count(drawn)
-        for start, count in self._micro_batches(self._number * self._plan.batch_size, size):
-            first, last = self._range(start, count)
+        size, division = self.count(drawn), self._division
+        for start, count in division.micro_batches(self._number * self._plan.batch_size, size):
+            first, last = division.part(start, count)
             part = drawn.part(done, done + last - first)
             whole = self._plan.order[start : start + count] if self._reads is not None else part.indices
             known = None if teacher is None else teacher.map(itemgetter(slice(done, done + last - first)))
-            counted = self._sizes(count)[self._team.rank]
+            counted = division.sizes(count)[division.rank]
             weight = (count / self._team.size if self._reads is not None else counted) / size
             found.append(MicroBatch(part, Batch(self.source.labels[whole], whole), known, weight))
             done += last - first
@@ -131,7 +152,7 @@ class DistributedStepper(Stepper):
         if self._reads is None:
             return student, teacher
         with record_function("itrd.gather"):
-            gather = partial(self._team.gather, sizes=self._sizes(len(batch.labels)))
+            gather = partial(self._team.gather, sizes=self._division.sizes(len(batch.labels)))
             assert teacher is not None
             return student.only(self._reads).map(gather), teacher.only(self._reads).map(gather)
 

@@ -167,7 +167,7 @@ def _classes_in(state: Mapping[str, Tensor], classifier: str | None) -> int | No
 def _import(name: str, library: str) -> Any:
     try:
         return importlib.import_module(name)
-    except ImportError as error:
+    except (ImportError, RuntimeError) as error:  # the latter where it was built for another torch
         extra = _EXTRAS[library]
         raise UserError(f"{library}: networks need {extra} ({error}); pip install 'itrd[{extra}]'") from None
 
@@ -199,12 +199,14 @@ def _fetch_from_hub(library: str, repository: str, *names: str, needed: bool = T
         for name in names:
             try:
                 return Path(hub.hf_hub_download(repository, name, revision=revision or None))
-            except hub.errors.EntryNotFoundError:
-                continue
             except Exception as error:  # of the client and of whatever it uses to connect
-                reason = (str(error) or type(error).__name__).splitlines()[0]
-                advice = "look at the name and the connection, or give the weights as a file, NAME@FILE"
-                raise UserError(f"cannot fetch {name} of {repository}: {reason}; {advice}") from None
+                absent = isinstance(error, hub.errors.EntryNotFoundError)
+                if not absent or isinstance(
+                    error, hub.errors.LocalEntryNotFoundError
+                ):  # the latter: no connection
+                    reason = (str(error) or type(error).__name__).splitlines()[0]
+                    advice = "look at the name and the connection, or give the weights as a file, NAME@FILE"
+                    raise UserError(f"cannot fetch {name} of {repository}: {reason}; {advice}") from None
     if needed:
         raise UserError(f"{repository} has no {' or '.join(names)}; choose another network or NAME@FILE")
     return None
@@ -340,52 +342,51 @@ class _Transformers:
     """transformers: a repository of the Hugging Face hub, ``ORG/NAME``, or a local folder with ``config.json``."""
 
     def _auto(self) -> Any:
-        return _import("transformers", "hf")
+        return _import("transformers.models.auto", "hf")
 
     def check(self, name: str) -> None:
         self._auto()
 
     def _config(self, name: str) -> Any:
+        path = _fetch_from_hub("hf", name, "config.json")
         try:
-            return self._auto().AutoConfig.from_pretrained(name, trust_remote_code=False)
+            return self._auto().AutoConfig.from_pretrained(str(path), trust_remote_code=False)
         except (OSError, ValueError) as error:
             raise UserError(
-                f"cannot read the configuration of hf:{name}: {str(error).splitlines()[0]}"
+                f"cannot use the configuration of hf:{name}: {str(error).splitlines()[0]}"
             ) from None
 
     def create(self, name: str, num_classes: int | None) -> nn.Module:
         config = self._config(name)
         if num_classes is not None:
             config.num_labels = num_classes
-        return self._model(name, lambda auto: auto.from_config(config))
+        try:
+            return self._auto().AutoModelForImageClassification.from_config(config)
+        except (ValueError, OSError, RuntimeError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"hf:{name} is no image classifier that can be built: {reason}") from None
 
     def load(self, name: str, state: dict[str, Tensor], source: str) -> nn.Module:
-        config = self._config(name)
         with torch.device("meta"):
-            classifier = last_linear(self.create(name, None))
-        classes = _classes_in(state, classifier)
+            shell = self.create(name, None)
+        config: Any = shell.config
+        classes = _classes_in(state, last_linear(shell))
         if classes is not None:
             config.num_labels = classes
-        net, info = self._model(
-            name,
-            lambda auto: auto.from_pretrained(
+        # transformers' way of loading knows how the names of weights changed over the years.
+        family: Any = type(shell)
+        try:
+            net, info = family.from_pretrained(
                 None, config=config, state_dict=state, output_loading_info=True
-            ),
-        )
-        wrong = sorted(map(str, (*info["missing_keys"], *info["mismatched_keys"], *info["unexpected_keys"])))
+            )
+        except (ValueError, RuntimeError) as error:
+            raise _misfit(source, f"hf:{name}", error) from None
+        wrong = [str(key) for kind in ("missing", "mismatched", "unexpected") for key in info[f"{kind}_keys"]]
         if wrong:
             raise CheckpointError(
-                f"{source} is not a checkpoint of hf:{name}: {len(wrong)} entries do not fit ({', '.join(wrong[:2])})"
+                f"{source} is not a checkpoint of hf:{name}: {len(wrong)} entries do not fit ({wrong[0]})"
             )
         return net
-
-    def _model(self, name: str, make: Any) -> Any:
-        try:
-            return make(self._auto().AutoModelForImageClassification)
-        except (ValueError, OSError, RuntimeError) as error:
-            raise UserError(
-                f"hf:{name} is no image classifier that can be built: {str(error).splitlines()[0]}"
-            ) from None
 
     def fetch(self, name: str) -> Path:
         path = _fetch_from_hub("hf", name, "model.safetensors")

@@ -15,13 +15,13 @@ from itrd.data.device import DeviceImages
 from itrd.data.loaded import LoadedImages
 from itrd.data.opening import cores
 from itrd.data.source import ImageSource
-from itrd.data.views import Augmentation, Crop
+from itrd.data.views import UNLIMITED, Augmentation, Crop
 from itrd.engine.config import RunConfig
+from itrd.engine.given import GivenLogits, GivenRows
 from itrd.engine.table import TABULAR, TeacherTable
 from itrd.engine.task import DistillTask
 from itrd.errors import UserError
 from itrd.seeds import derive
-
 
 MOST_WORKERS = 8
 
@@ -40,13 +40,11 @@ def place_images(
     if where in there:
         return there[where]
     workers = default_workers(device) if config.workers is None else config.workers
-    placed = tuple(
-        place_split(data, split, augmentation, device, workers=workers, **settings)
-        for split, augmentation in ((data.train, training_view(data)), (data.test, plain_view(data)))
-    )
-    if all(source.resident for source in placed):
-        there[where] = placed
-    return placed
+    train = place_split(data, data.train, training_view(data), device, workers=workers, **settings)
+    test = place_split(data, data.test, plain_view(data), device, workers=workers, **settings)
+    if train.resident and test.resident:
+        there[where] = train, test
+    return train, test
 
 
 _PLACED: WeakKeyDictionary[ImageDataset, dict[Any, tuple[ImageSource, ImageSource]]] = WeakKeyDictionary()
@@ -143,8 +141,16 @@ def place_task(
 
 def open_table(
     task: DistillTask, data: ImageDataset, images: ImageSource, config: RunConfig, device: torch.device
-) -> TeacherTable | None:
-    """Open the table of teacher outputs, if this run is to use one and its methods can."""
+) -> TeacherTable | GivenRows | None:
+    """Open the table of teacher outputs, if this run is to use one and its methods can.
+
+    Raises:
+        UserError: there are too many views for one.
+        DataError: the table, or a file of given logits, does not fit.
+    """
+    given = getattr(config, "teacher_logits", None)
+    if given is not None and task.objective.reads:
+        return GivenLogits(Path(given)).bind(images)
     folder = getattr(config, "teacher_table", None)
     if folder is None or task.teacher is None or not task.objective.reads:
         return None
@@ -154,6 +160,11 @@ def open_table(
             file=sys.stderr,
         )
         return None
+    if images.num_views >= UNLIMITED:
+        raise UserError(
+            "a teacher table needs an augmentation with a limited number of views; add --augment crop, or leave "
+            "teacher_table out"
+        )
     assert task.observe_teacher is not None
     # On a CPU the training batch, so that a row has the bits of the live teacher; on a GPU a large one.
     batch = config.batch_size if device.type == "cpu" else max(1024, config.batch_size)

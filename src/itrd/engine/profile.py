@@ -47,9 +47,9 @@ def profile_run(config: RunConfig, trace: Path, steps: int = 20) -> Profile:
 
     Nothing of the run itself is written. Recording slows a step down by a few percent.
     """
-    name = config.data or (
-        data_of(load_network(config.teacher)) if isinstance(config, DistillConfig) else None
-    )
+    name = config.data
+    if name is None and isinstance(config, DistillConfig) and config.teacher:
+        name = data_of(load_network(config.teacher))
     config = dataclasses.replace(config, data=name).resolved()
     steps = max(1, min(steps, len(get_data(config).train) // config.batch_size))
     short = dataclasses.replace(

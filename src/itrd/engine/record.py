@@ -53,8 +53,9 @@ class Result:
 
     Attributes:
         last: the last epoch: the result.
-        best: the epoch with the highest test accuracy; without labelled test images, the last one. It is chosen on the test set, so it is optimistic: for
-            comparison with sources that report it, never the headline.
+        best: the epoch with the highest test accuracy (the last one where no test image has a label). It is chosen on
+            the test set, so it is optimistic: for comparison with
+            sources that report it, never the headline.
         history: all epochs of the main stage.
         student: the trained network, with the weights of the last epoch.
         record: everything that ``result.json`` holds.

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from itrd.data import load_dataset
 from itrd.data.datasets import ImageDataset
+from itrd.data.opening import Reading, read_dataset
 from itrd.engine import hubs
 from itrd.engine.config import DistillConfig, RunConfig, TrainConfig
 from itrd.engine.device import resolve_device
 from itrd.engine.evaluate import evaluate
+from itrd.engine.files import sha256_of
 from itrd.engine.folder import RunFolder
+from itrd.engine.given import GivenLogits
 from itrd.engine.networks import TrainedNetwork, load_network
 from itrd.engine.record import Epoch, Result
 from itrd.engine.task import DistillTask
@@ -64,14 +66,26 @@ def check_name(name: str) -> None:
             create_model(name)
 
 
-def get_data(config: RunConfig, given: ImageDataset | None = None) -> ImageDataset:
-    """Normalise a dataset as the settings ask for: the given one, or the one they name, cut to their subsets."""
-    data = given
-    if data is None:
-        assert config.data is not None
-        data = load_dataset(config.data, config.data_root, download=config.download)
-        data = data.subset(config.train_subset, config.test_subset)
-    return data.normalised(config.normalisation)
+def get_data(config: RunConfig, given: Any = None) -> ImageDataset:
+    """Read and normalise a dataset as the settings ask for.
+
+    Args:
+        config: the settings.
+        given: an ImageDataset, which is taken whole; or another source of images (:mod:`itrd.data.opening`), or None
+            for the one that the settings name, which are cut to their subsets.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    reading = Reading(**{field.name: getattr(config, field.name) for field in fields(Reading)})
+    return read_dataset(
+        config.data if given is None else given,
+        reading,
+        root=config.data_root,
+        download=config.download,
+        train_subset=config.train_subset,
+        test_subset=config.test_subset,
+    ).normalised(config.normalisation)
 
 
 @contextmanager
@@ -96,10 +110,11 @@ def prepare_train(
     folder = team.lead(lambda: _folder(resolved))
     with team.one_by_machine():
         data = get_data(resolved, data)
+    objective = create_objective("none")
+    objective.expect_labels(data.labelled, data.name)
     lineage: dict[str, Any] = {}
     if model is None:
         model, lineage = starting_network(resolved.model, data.num_classes, resolved.seed)
-    objective = create_objective("none")
     objective.label_smoothing = resolved.label_smoothing
     task = DistillTask(model, None, objective)
     _bind(folder, data)
@@ -135,6 +150,12 @@ def prepare_distill(
     objective = objective or create_objective(config.method, config.ce_weight)
     if student is None:
         check_name(config.student)
+    if config.teacher_logits is not None:
+        with _prepare_given(config, callbacks, student, data, objective, team) as trainer:
+            yield trainer
+        return
+    if not config.teacher and teacher is None:
+        raise UserError("name a teacher with --teacher, or a file of its logits with --teacher_logits")
     with team.one_by_machine():
         teacher = teacher or load_network(config.teacher)
     if config.data is None and data is None:
@@ -145,6 +166,9 @@ def prepare_distill(
     folder = team.lead(lambda: _folder(resolved))
     with team.one_by_machine():
         data = get_data(resolved, data)
+    objective.expect_labels(data.labelled, data.name)
+    if not data.num_classes:  # no image has a label
+        data = replace(data, num_classes=teacher.num_classes)
     comparable = check_classes(teacher, data, objective)
     check_normalisation(teacher, data)
     if student is teacher.net:
@@ -181,6 +205,48 @@ def prepare_distill(
     record["teacher"]["test"] = (
         evaluate(teacher.net, trainer.test_images, resolved.precision, team=team) if comparable else None
     )
+    with _opened(folder, team):
+        yield trainer
+
+
+@contextmanager
+def _prepare_given(
+    config: DistillConfig,
+    callbacks: Callbacks,
+    student: nn.Module | None,
+    data: ImageDataset | None,
+    objective: Objective,
+    team: Team,
+) -> Iterator[Trainer]:
+    """Prepare distillation from logits in a file; see :func:`prepare_distill`."""
+    assert config.teacher_logits is not None
+    given = GivenLogits(Path(config.teacher_logits))
+    if config.data is None and data is None:
+        raise UserError(f"{given.path} does not say which dataset its rows are of; name it with --data")
+    resolved = config.resolved()
+    assert isinstance(resolved, DistillConfig)
+    resolve_device(resolved.device)
+    folder = team.lead(lambda: _folder(resolved))
+    with team.one_by_machine():
+        data = get_data(resolved, data)
+    objective.expect_labels(data.labelled, data.name)
+    given.check(objective, data)
+    data = data if data.num_classes else replace(data, num_classes=given.num_classes)
+    lineage: dict[str, Any] = {}
+    if student is None:
+        student, lineage = starting_network(resolved.student, data.num_classes, resolved.seed)
+    objective.label_smoothing = resolved.label_smoothing
+    task = DistillTask(student, None, objective, resolved.track)
+    sha256 = sha256_of(given.path)
+    source = str(given.path)
+    teacher: dict[str, Any] = {"arch": "given logits", "source": source, "sha256": sha256, "test": None}
+    if data.labelled:
+        teacher["agrees_with_labels"] = given.agreement(data.train.labels)
+    record = {"kind": "distill", "track": resolved.track, "teacher": teacher, **lineage}
+    _bind(folder, data)
+    if folder is not None:
+        folder.inputs["teacher"] = sha256
+    trainer = Trainer(task, data, resolved, folder=folder, record=record, callbacks=callbacks, team=team)
     with _opened(folder, team):
         yield trainer
 

@@ -87,9 +87,11 @@ class DistillTask(nn.Module):
         """Build the objective's trainable modules from the shapes that a few images give.
 
         Raises:
-            UserError: a network does not take the images, does not give what a method reads, or the teacher's
-                outputs are not finite.
+            UserError: a network does not take the images, does not give what a method reads, the student has too few
+                classes, or the teacher's outputs are not finite.
         """
+        with examined("student", self.student, images):
+            _check_classes(self.student, logits_of(self.student(images)), num_classes)
         if self.teacher is None or not self.objective.reads:
             return
         self.taps = self._match_taps(images)
@@ -197,6 +199,14 @@ def _check_separate(student: nn.Module, teacher: nn.Module) -> None:
         raise UserError(
             f"teacher and student are the same module or share parameters ({shared[0]}), and the teacher's are "
             "frozen; give the student parameters of its own, for example by copy.deepcopy"
+        )
+
+
+def _check_classes(student: nn.Module, logits: Tensor, num_classes: int) -> None:
+    if logits.ndim != 2 or logits.shape[1] < num_classes:
+        raise UserError(
+            f"the student {type(plain(student)).__name__} gives logits of shape {tuple(logits.shape)} for a batch, and "
+            f"the dataset has {num_classes} classes; give it a classifier for these"
         )
 
 

@@ -6,6 +6,7 @@ run that was never stopped.
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -211,6 +212,8 @@ class Trainer:
         if stage.name == MAIN:
             settings["average"] = self.average
         if self.team.size > 1:
+            if self.device.type == "cuda" and config.capture and self.team.leads and stage.name == MAIN:
+                print("several processes: the training step is not captured as a CUDA graph", file=sys.stderr)
             reads = objective.reads if objective.relates_samples else None
             return DistributedStepper(*parts, **settings, team=self.team, reads=reads)
         if self.device.type == "cuda" and config.capture and self.train_images.resident:

@@ -28,7 +28,7 @@ from itrd.engine.files import read_json, sha256_of, write_atomically, write_json
 from itrd.engine.networks import TrainedNetwork, load_network
 from itrd.errors import DataError, RunFolderError, UserError
 from itrd.export.card import model_card
-from itrd.export.lineage import published, record_of
+from itrd.export.lineage import WEIGHTS, published, record_of
 from itrd.export.programs import (
     Agreement,
     Classifier,
@@ -78,7 +78,7 @@ def export_model(
     normalise: bool = False,
     opset: int | None = None,
     record: Mapping[str, Any] | None = None,
-    which: Literal["last", "best"] = "last",
+    which: str = "last",
     licence: str = "unknown",
 ) -> Exported:
     """Write a network, with a card that says where it comes from, into a folder.
@@ -97,7 +97,7 @@ def export_model(
         normalise: make the normalisation part of the program, which then takes pixels in [0, 1].
         opset: operator set of ONNX (default: the exporter's own).
         record: the run that the weights are from, as :attr:`itrd.engine.record.Result.record` has it.
-        which: the epoch of the run that the weights are of.
+        which: of the run's weights: ``last``, ``best``, or ``ema``, the moving average after the last epoch.
         licence: of the weights, as the Hugging Face Hub names licences.
 
     Returns:
@@ -108,6 +108,8 @@ def export_model(
         RunFolderError: the folder holds something else.
     """
     _check(format, normalise, opset)
+    if which not in WEIGHTS:
+        raise UserError(f"which must be one of {', '.join(WEIGHTS)}, got {which!r}")
     folder = Path(out)
     known = (record or {}).get("data", {})
     mean, std = mean or known.get("mean"), std or known.get("std")
@@ -179,12 +181,10 @@ def export_trained(
     found = record_of(Path(network.source))
     record, which = found if found is not None else (_told(network), "last")
     data = (network.data or "").partition("[")[0]
-    channels, side = 3, size
-    if data in list_datasets():
-        channels, height, width = describe_dataset(data).image_shape
-        side = size or (height if height == width else None)
+    side = size or _side(record, data)
     if side is None:
         raise UserError(f"{network.source} does not tell the size of its images; give --size")
+    channels = describe_dataset(data).image_shape[0] if data in list_datasets() else 3
     mean, std = _normalisation(record, data, network.normalisation, data_root, needed=normalise)
     return export_model(
         network.net,
@@ -196,7 +196,7 @@ def export_trained(
         normalise=normalise,
         opset=opset,
         record=record,
-        which="best" if which == "best" else "last",
+        which=which,
         licence=licence,
     )
 
@@ -221,6 +221,14 @@ def _check(format: str, normalise: bool, opset: int | None) -> None:
             f"{format} holds weights alone, which cannot normalise; choose onnx or torch_export, or leave out "
             "--normalise"
         )
+
+
+def _side(record: Mapping[str, Any] | None, data: str) -> int | None:
+    """Height and width of a network's images: from the record, or from what is known of the dataset."""
+    size = (record or {}).get("data", {}).get("image_size")
+    if size is None and data in list_datasets():
+        return describe_dataset(data).image_shape[2]
+    return size
 
 
 def _normalisation(

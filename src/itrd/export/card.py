@@ -11,9 +11,15 @@ from typing import Any
 
 import yaml
 
+from itrd.data import list_datasets
 from itrd.models import list_models
 
 Config = Mapping[str, Any]
+_WEIGHTS = {
+    "last": "after the last epoch",
+    "best": "best epoch, chosen on the test set",
+    "ema": "moving average of the weights, after the last epoch",
+}
 
 
 def model_card(config: Config) -> str:
@@ -50,8 +56,10 @@ def _front_matter(config: Config, record: Config) -> dict[str, Any]:
         "metrics": ["accuracy"],
     }
     data = _data_name(record)
-    if data is not None:
+    if data in list_datasets():
         matter["datasets"] = [data]
+    elif data is not None and data.startswith("hf:"):
+        matter["datasets"] = [data.removeprefix("hf:")]
     top1 = _top1(record, record.get("weights", "last"))
     if data is not None and top1 is not None:
         metric = {"type": "accuracy", "name": "top-1 on the test set, %", "value": round(top1, 2)}
@@ -84,7 +92,7 @@ def _summary(config: Config, record: Config) -> str:
 def _accuracy(config: Config, record: Config) -> str:
     rows = []
     exported = record.get("weights", "last")
-    for which, said in (("last", "after the last epoch"), ("best", "best epoch, chosen on the test set")):
+    for which, said in _WEIGHTS.items():
         top1 = _top1(record, which)
         if top1 is not None:
             top5 = record[which]["test"].get("top5")
@@ -96,7 +104,7 @@ def _accuracy(config: Config, record: Config) -> str:
     data = record["data"]
     size = f", {data['test']:,} images" if "test" in data else ""
     where = f"One run, measured on the test set of {data['name']}{size}."
-    if len(rows) > 1:
+    if "best" in record:
         where += " The last epoch is the result; the best one is optimistic."
     return "\n".join(lines) + f"\n\n{where}"
 
@@ -176,7 +184,7 @@ def _uses(config: Config) -> list[str]:
     images = f"images = torch.rand(8, {shape})  # see Input"
     make = f'itrd.create_model("{config["arch"]}", num_classes={config["num_classes"]}).eval()'
     if config["arch"] not in list_models():
-        make = f"...  # the module of class {config['arch']} whose weights these are"
+        make = f"...  # the network whose weights these are, {config['arch']}, in eval mode"
     code = {
         "model.onnx": (
             "ONNX Runtime; nothing else is needed:",

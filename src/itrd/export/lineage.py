@@ -19,15 +19,18 @@ _KEPT = (
 )
 
 
+WEIGHTS = ("last", "best", "ema")  # that a run keeps: two epochs, and the moving average after the last one
+
+
 def record_of(weights: Path) -> tuple[dict[str, Any], str] | None:
     """Find the record of the run that a file of weights is from.
 
     Args:
-        weights: ``last.safetensors`` or ``best.safetensors`` of a run folder, or a file of the zoo.
+        weights: ``last.safetensors``, ``best.safetensors`` or ``ema.safetensors`` of a run folder, or one of the zoo.
 
     Returns:
-        The record, as ``result.json`` has it, and which of its epochs the weights are of, ``last`` or ``best``;
-        None if there is none, or it is not this file's.
+        The record, as ``result.json`` has it, and which of its weights these are, ``last``, ``best`` or ``ema``; None
+        if there is none, or it is not this file's.
 
     Raises:
         CheckpointError: the record is damaged.
@@ -35,12 +38,12 @@ def record_of(weights: Path) -> tuple[dict[str, Any], str] | None:
     if zoo.is_in_zoo(weights):
         return _from_card(zoo.read_card(weights)), "last"
     result = weights.with_name("result.json")
-    if weights.name not in ("last.safetensors", "best.safetensors") or not result.is_file():
+    which = weights.stem
+    if weights.suffix != ".safetensors" or which not in WEIGHTS or not result.is_file():
         return None
     try:
         record = read_json(result)
-        which = weights.stem
-        said = f"{record[which]['test']['top1']:.4f}"
+        said = f"{_measured(record, which)['test']['top1']:.4f}"
     except (OSError, ValueError, KeyError, TypeError):
         raise CheckpointError(
             f"{result} is damaged; repeat the run with --resume, or export a copy of the weights without it"
@@ -60,13 +63,18 @@ def published(record: Mapping[str, Any], which: str) -> dict[str, Any]:
 
     Args:
         record: as ``result.json`` has it.
-        which: the epoch that the weights are of, ``last`` or ``best``.
+        which: of its weights, ``last``, ``best`` or ``ema``.
     """
     kept = {key: record[key] for key in _KEPT if key in record}
-    for name in ("last", "best"):
-        if name in record:
-            kept[name] = {key: record[name][key] for key in ("epoch", "test") if key in record[name]}
+    kept |= {name: found for name in WEIGHTS if (found := _measured(record, name))}
     return {"weights": which, **_without_folders(kept)}
+
+
+def _measured(record: Mapping[str, Any], which: str) -> dict[str, Any]:
+    """Epoch and test accuracy of a run's weights; empty where it has none of this kind."""
+    at = record.get("last" if which == "ema" else which, {})
+    test = at.get("ema" if which == "ema" else "test")
+    return {"test": test, **({"epoch": at["epoch"]} if "epoch" in at else {})} if test else {}
 
 
 def _without_folders(value: Any) -> Any:

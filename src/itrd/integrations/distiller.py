@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -38,7 +38,8 @@ class Distiller(nn.Module):
     Args:
         student: the network to train, on the device where it is to be trained.
         teacher: a trained network; or a run folder, checkpoint or name as ``itrd distill --teacher`` takes it; None
-            for cross-entropy alone.
+            for cross-entropy alone. It gets the student's images as they are; wrap it in
+            :class:`itrd.models.adapt.Adapted` if it expects others.
         method: a method, an objective, or the notation of :mod:`itrd.methods.expression`.
         example: a few training images (B, C, H, W), B at least 2, normalised. Both networks are run on them once, in
             eval mode, to build the method's own modules for the shapes they give.
@@ -46,6 +47,8 @@ class Distiller(nn.Module):
         track: ``reference`` or ``clean``, see :meth:`itrd.methods.objective.Objective.preact`.
         train_labels: (N,) int64 labels of the whole training set, in the order of the samples' indices; needed by
             methods that keep something for every sample (CRD, WCoRD).
+        student_taps, teacher_taps: modules whose outputs are the feature maps, see
+            :class:`itrd.engine.task.DistillTask`.
 
     Attributes:
         task: computes the loss; see :class:`itrd.engine.task.DistillTask`.
@@ -65,13 +68,13 @@ class Distiller(nn.Module):
         ce_weight: float | None = None,
         track: str = "reference",
         train_labels: Tensor | None = None,
+        student_taps: Sequence[str] | None = None,
+        teacher_taps: Sequence[str] | None = None,
     ) -> None:
         super().__init__()
         objective = create_objective(method, ce_weight)
         if teacher is None and objective.reads:
             raise UserError(f"{objective.describe()} needs a teacher; give one, or use method='none'")
-        if student is teacher:
-            raise UserError("teacher and student are the same module; give the student a module of its own")
         if objective.per_sample and train_labels is None:
             raise UserError(
                 f"{objective.describe()} keeps something for every training sample; give train_labels, the labels of "
@@ -80,7 +83,14 @@ class Distiller(nn.Module):
         device = next(student.parameters(), example).device
         example = example.to(device)
         teacher = load_network(teacher).net if isinstance(teacher, str) else teacher
-        self.task = DistillTask(student, None if teacher is None else teacher.to(device), objective, track)
+        self.task = DistillTask(
+            student,
+            None if teacher is None else teacher.to(device),
+            objective,
+            track,
+            student_taps=student_taps,
+            teacher_taps=teacher_taps,
+        )
         labels = torch.empty(0, dtype=torch.int64) if train_labels is None else train_labels
         self.task.setup(example, self._count_classes(example), labels.to(device))
         for first, _ in objective.first_stages():

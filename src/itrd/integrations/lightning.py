@@ -47,7 +47,7 @@ class Distillation(LightningModule):
         optimizer: makes from the parameters whatever ``configure_optimizers`` may return. The default is the
             published schedule stretched to the trainer's ``max_epochs``: SGD, momentum 0.9, weight decay 5e-4, rate
             0.05 (0.01 for MobileNetV2 and the ShuffleNets), a tenth after 5/8, 6/8 and 7/8 of the epochs.
-        settings: ``ce_weight``, ``track`` and ``train_labels`` of :class:`itrd.integrations.distiller.Distiller`.
+        settings: what else :class:`itrd.integrations.distiller.Distiller` takes, ``train_labels`` for example.
 
     Attributes:
         distiller: computes the loss; None before it is built.

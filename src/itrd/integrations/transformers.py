@@ -44,7 +44,7 @@ class DistillMixin:
     Args:
         teacher: see :class:`itrd.integrations.distiller.Distiller`.
         method: likewise.
-        distillation: ``ce_weight``, ``track`` and ``train_labels``, likewise.
+        distillation: what else it takes, ``train_labels`` for example.
         arguments: everything that the Trainer takes.
 
     Attributes:
