@@ -40,7 +40,7 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
-            folder, num_train_epochs=4, learning_rate=2e-3, per_device_train_batch_size=64, report_to="none",
+            folder, num_train_epochs=15, learning_rate=2e-3, per_device_train_batch_size=64, report_to="none",
             save_strategy="no", disable_tqdm=True, use_cpu=True,
         )  # fmt: skip
         common: dict[str, Any] = {

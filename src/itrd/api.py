@@ -88,7 +88,7 @@ def distill(
             raise UserError(
                 "name the dataset: a teacher given as a module does not tell what it was trained on"
             )
-        dataset = get_data(config, dataset)
+        dataset = get_data(config, dataset, student if isinstance(student, str) else None)
         given = _given_teacher(teacher, dataset, config)
     networks: dict[str, Any] = {
         "teacher": given,
@@ -158,7 +158,12 @@ def evaluate(
     if not len(dataset.test):
         raise UserError(f"{dataset.name} has no labelled test images to measure an accuracy on; give some")
     where = resolve_device(device)
-    return _evaluate(net.to(where), place_test(dataset, where), precision)
+    images = place_test(dataset, where)
+    net = net.to(where)
+    first = images.plain(torch.arange(1, device=where))
+    with examined("network", net, first):
+        net(first)
+    return _evaluate(net, images, precision)
 
 
 def _config(cls: type, settings: dict[str, Any], **fixed: Any) -> Any:

@@ -9,7 +9,7 @@ import pytest
 
 from itrd.cli import main
 from itrd.methods import METHODS, create_objective, method_class
-from itrd.recipes import PAIRS, TABLE_METHODS, all_recipes
+from itrd.recipes import IMAGENET_LOSSES, PAIRS, TABLE_METHODS, all_recipes
 
 
 def shown(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
@@ -56,7 +56,8 @@ def test_recipes_of_one_cell(capsys: pytest.CaptureFixture[str]) -> None:
 def test_all_recipes_are_listed_and_can_be_pasted(capsys: pytest.CaptureFixture[str]) -> None:
     out = shown(capsys, "recipes")
     assert max(map(len, out.splitlines())) <= 80
-    assert set(losses(out)) == {found.loss for found in all_recipes()}
+    on_imagenet = {found.loss for found in IMAGENET_LOSSES.values()}
+    assert set(losses(out)) == {found.loss for found in all_recipes()} | on_imagenet
     for loss in losses(out):
         create_objective(loss)
     cells = [line for line in out.splitlines() if line.startswith("    ") and " -> " in line]

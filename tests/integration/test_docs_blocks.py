@@ -41,7 +41,7 @@ def name_of(page: Path) -> str:
 def test_python_runs(page: Path, tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "tests" / "docs_blocks.py"), str(page)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
 
 

@@ -70,6 +70,7 @@ def test_docstrings_become_markdown(site: Path) -> None:
     assert 'id="itrd.engine.config.DistillConfig"' in api["settings"]
     assert "teacher_table" in api["settings"]
     assert 'href="settings/#itrd.engine.config.DistillConfig"' in api["api"]
+    assert 'href="#itrd.models.base.Outputs"' in api["models"]  # a name that only its module resolves
     for name, text in api.items():
         assert not re.search(r":(?:class|func|meth|mod|attr|data):", text), name
         assert "<autoref" not in text, name

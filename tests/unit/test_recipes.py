@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
-import pytest
+from pathlib import Path
 
+import pytest
+import yaml
+
+from itrd.cli.parser import build_parser
+from itrd.engine.config import DistillConfig, rate_of
 from itrd.errors import UserError
 from itrd.methods import create_objective, method_class
 from itrd.models import list_models
-from itrd.recipes import PAIRS, TABLE_METHODS, Pair, all_recipes, published, published_results, recipe
+from itrd.recipes import (
+    IMAGENET_LOSSES,
+    PAIRS,
+    TABLE_METHODS,
+    Pair,
+    all_recipes,
+    published,
+    published_results,
+    recipe,
+    settings_file,
+)
 
 
 def test_the_published_table_is_read_whole() -> None:
@@ -54,3 +69,27 @@ def test_itrd_per_family_and_variant() -> None:
 def test_missing_cells_are_named() -> None:
     with pytest.raises(UserError, match="no recipe 'published' for fsp on ResNet50 -> vgg8"):
         recipe("fsp", "ResNet50", "vgg8")
+
+
+@pytest.mark.parametrize("row", IMAGENET_LOSSES)
+def test_losses_for_imagenet_can_be_built_and_say_where_they_come_from(row: str) -> None:
+    found = IMAGENET_LOSSES[row]
+    objective = create_objective(found.loss)
+    assert create_objective(objective.describe()).describe() == objective.describe()
+    assert found.source
+    (method,) = objective.methods
+    assert method.title == row
+
+
+def test_the_imagenet_recipe_is_the_schedule_of_the_literature() -> None:
+    settings = dict(build_parser().parse_args(["distill", "--config", "imagenet", "--method", "kd"]).distill)
+    assert settings.pop("config")
+    config = DistillConfig(**settings)
+    assert (config.teacher, config.student) == ("torchvision:resnet34", "torchvision:resnet18")
+    assert config.method == "kd"  # a flag after the file
+    rates = [rate_of(config, epoch) for epoch in (1, 30, 31, 60, 61, 90, 91, 100)]
+    assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 1e-3, 1e-3, 1e-4, 1e-4])
+    assert (config.batch_size, config.momentum, config.weight_decay) == (256, 0.9, 1e-4)
+    assert (config.image_size, config.augment, config.normalisation) == (224, "resized_crop", "imagenet")
+    written = yaml.safe_load(Path(settings_file("imagenet")).read_text())
+    assert written["method"] == IMAGENET_LOSSES["ITRD"].loss

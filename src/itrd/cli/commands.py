@@ -46,7 +46,7 @@ def measure(
         device: auto, cpu, cuda or cuda:N.
         precision: fp32, or bf16 automatic mixed precision.
         normalisation: mean and deviation of the pixels: the dataset's own, or imagenet (default: what the file says).
-        image_size: side of the square that images are brought to (default: as in training, chosen from their sizes).
+        image_size: side of the square that images are brought to (default: as in training).
         val_fraction: share of each class that training held out, where the data has no test images.
         test_split: folder or split to measure on (default: the first of val, validation, valid and test).
         image_column: column of a table that holds the images.
@@ -59,7 +59,7 @@ def measure(
 
     network = load_network(model)
     reading = Reading(
-        image_size=image_size,
+        image_size=image_size or network.image_size,
         val_fraction=val_fraction,
         test_split=test_split,
         image_column=image_column,
@@ -122,13 +122,44 @@ def recipes(method: str | None = None, teacher: str | None = None, student: str 
     print(listing(method, teacher, student))
 
 
-def datasets(download: str | None = None, data_root: str = "data") -> None:
-    """List the datasets, or download one.
+def datasets(
+    data: str | None = None,
+    download: str | None = None,
+    data_root: str = "data",
+    image_size: int | None = None,
+    val_fraction: float = 0.2,
+    test_split: str | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    statistics: bool = False,
+) -> None:
+    """List the datasets, download one, or describe what would be read of a folder or any other data.
 
     Args:
+        data: name, folder, .parquet file or hf:ORG/NAME to describe.
         download: name of a dataset to fetch into the data folder.
         data_root: folder that holds the datasets.
+        image_size: side of the square that images are brought to.
+        val_fraction: share of each class that is held out where the data has no test images.
+        test_split: folder or split to test on.
+        image_column: column of a table that holds the images.
+        label_column: column of a table that holds the labels.
+        statistics: also measure mean and deviation of the training images.
     """
+    if data is not None:
+        from itrd.data.opening import Reading
+        from itrd.data.survey import survey
+
+        reading = Reading(
+            image_size=image_size,
+            val_fraction=val_fraction,
+            test_split=test_split,
+            image_column=image_column,
+            label_column=label_column,
+        )
+        for line in survey(data, reading, root=data_root, statistics=statistics):
+            print(line, flush=True)
+        return
     from itrd.data import describe_dataset, download_dataset, list_datasets
 
     if download is not None:

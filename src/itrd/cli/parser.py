@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
+import docstring_parser
 import yaml
 from jsonargparse import (
     ActionConfigFile,
@@ -24,11 +25,13 @@ from itrd.engine.config import DistillConfig, RunConfig, TrainConfig
 from itrd.engine.files import read_limited
 from itrd.engine.yaml_text import MAX_BYTES, check_yaml
 from itrd.errors import UserError
+from itrd.recipes.imagenet import NAMED, settings_file
 
 _LONGEST = 1000  # characters of an error: a hostile file must not fill the screen
 _jsonargparse_load = get_loader("yaml")
 
 _DESCRIPTION = "Knowledge distillation, run, checked and compared. Start with: itrd quickstart"
+_CONFIG_HELP = f"YAML file with any of these settings, or a recipe's name: {', '.join(NAMED)}"
 
 RUNS: dict[str, type[RunConfig]] = {"train": TrainConfig, "distill": DistillConfig}
 # Verb -> what describes it: a settings class for runs, otherwise the function it calls.
@@ -43,6 +46,8 @@ VERBS: dict[str, Any] = {
     "datasets": commands.datasets,
     "report": bench.report,
 }
+# Verb -> the argument that needs no flag.
+POSITIONAL = {"datasets": "data"}
 # Verbs that have verbs of their own.
 GROUPS: dict[str, tuple[str, dict[str, Any]]] = {
     "bench": (
@@ -50,6 +55,14 @@ GROUPS: dict[str, tuple[str, dict[str, Any]]] = {
         {"plan": bench.plan, "run": bench.run, "check": bench.check},
     ),
 }
+
+
+class SettingsFile(ActionConfigFile):
+    """A file with settings, or the name of one that comes with the package."""
+
+    def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
+        """Apply the file."""
+        super().__call__(parser, cfg, settings_file(values), option_string)
 
 
 class Parser(ArgumentParser):
@@ -114,13 +127,22 @@ def build_parser() -> Parser:
 def _child(name: str, target: Any, about: str) -> Parser:
     child = Parser(description=about, usage=f"itrd {name} [options]")
     if name in RUNS:
-        child.add_argument("--config", action=ActionConfigFile, help="YAML file with any of these settings")
+        child.add_argument("--config", action=SettingsFile, help=_CONFIG_HELP)
         child.add_class_arguments(target, as_group=False)
         _own_first(child, target)
     else:
-        child.add_function_arguments(target, as_group=False)
+        own = POSITIONAL.get(name)
+        child.add_function_arguments(target, as_group=False, skip={own} if own else None)
+        if own:
+            child.add_argument(own, nargs="?", type=str, help=_about_argument(target, own))
     _switches(child)
     return child
+
+
+def _about_argument(function: Any, name: str) -> str | None:
+    """Return what a function's docstring says of an argument."""
+    about = docstring_parser.parse(function.__doc__ or "")
+    return next((p.description for p in about.params if p.arg_name == name), None)
 
 
 def _own_first(parser: Parser, config: type[RunConfig]) -> None:

@@ -105,7 +105,9 @@ def _images(trainer: Trainer) -> str:
     data = trainer.data
     facts = {"classes": data.num_classes, **data.facts}
     kept = ("read in every epoch", "kept in memory")[trainer.train_images.resident]
-    told = ", ".join(f"{name} {value}" for name, value in facts.items() if value is not None)
+    told = ", ".join(
+        f"{name.replace('_', ' ')} {value}" for name, value in facts.items() if value is not None
+    )
     return (
         f"{data.name}: {len(data.train):,} training images ({kept}), {len(data.test):,} test images, {told}"
     )

@@ -170,7 +170,7 @@ def _assemble(name: str, train: Part, test: Part | None, reading: Reading) -> Im
     whole = _split(train, train.labels)
     if test is not None and (test.labelled or train.labelled):
         splits = whole, _split(test, in_order_of(test, names, classes))
-        facts["test split"] = test.title
+        facts["test_split"] = test.title
     elif train.labelled:
         splits = _held_out(whole, reading.val_fraction, train.title)
         facts["val_fraction"] = reading.val_fraction
@@ -328,7 +328,7 @@ def bring_in(data: ImageDataset, reading: Reading) -> ImageDataset:
         return data  # in memory already, and to be used as it is
     room = {"auto": RESIDENT_LIMIT, "yes": 1 << 62, "no": 0}[reading.resident]
     splits: dict[str, AnySplit] = {}
-    corrupt: dict[str, int] = {}
+    unreadable: dict[str, int] = {}
     for role in ("test", "train"):
         split: AnySplit = getattr(data, role)
         needed = len(split) * len(data.mean) * (data.image_size or 0) ** 2
@@ -337,12 +337,9 @@ def bring_in(data: ImageDataset, reading: Reading) -> ImageDataset:
         if keep:
             room -= needed
         if len(splits[role]) < len(split):
-            corrupt[role] = len(split) - len(splits[role])
-    facts = dict(data.facts)
+            unreadable[f"unreadable_{role}"] = len(split) - len(splits[role])
     how = data.augmentation or Crop(data.image_size, data.padding, data.flip)
-    facts |= {"image_size": data.image_size, "augmentation": how.describe()}
-    if corrupt:
-        facts["images left out"] = corrupt
+    facts = {**data.facts, "image_size": data.image_size, "augmentation": how.describe(), **unreadable}
     return replace(data, train=splits["train"], test=splits["test"], facts=facts, reading=reading)
 
 
@@ -350,7 +347,7 @@ def _brought_in(split: AnySplit, size: int | None, keep: bool, strict: bool) -> 
     fixed = isinstance(split, Split) or (isinstance(split, LazySplit) and split.store.fixed)
     if keep and fixed and size is not None and len(split):
         return _decoded(split, size, strict)
-    return _checked(split) if isinstance(split, LazySplit) and not strict else split
+    return checked(split) if isinstance(split, LazySplit) and not strict else split
 
 
 def _decoded(split: AnySplit, size: int, strict: bool) -> Split:
@@ -378,7 +375,7 @@ def _decoded(split: AnySplit, size: int, strict: bool) -> Split:
     return Split(images, split.labels, split.fingerprint)
 
 
-def _checked(split: LazySplit) -> LazySplit:
+def checked(split: LazySplit) -> LazySplit:
     """Leave out the images that cannot be decoded; what was found is remembered beside them."""
     if not split.store.encoded or not len(split):
         return split

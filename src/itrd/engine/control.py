@@ -21,6 +21,7 @@ from torch import nn
 from itrd.data.datasets import ImageDataset
 from itrd.engine.config import DistillConfig, RunConfig, TrainConfig
 from itrd.engine.files import write_json
+from itrd.engine.launch import launched
 from itrd.engine.networks import TrainedNetwork, load_network
 from itrd.engine.record import Result
 from itrd.engine.run import data_of, get_data, prepare_distill, prepare_train
@@ -127,7 +128,7 @@ def run_seeds(
         teacher = teacher or load_network(config.teacher)
         if config.data is None and data is None:
             config = replace(config, data=data_of(teacher))
-    data = get_data(config.resolved(), data)
+    data = get_data(config.resolved(), data, config.student if student is None else None)
     if not len(data.test) or not data.labelled:
         raise UserError(
             f"{data.name} has no labels to train the student alone with, or to compare accuracies on; leave control "
@@ -148,7 +149,7 @@ def run_seeds(
             with prepare_train(control, model=copy.deepcopy(initial), data=data) as trainer:
                 alone[seed] = fit(trainer)
     found = Compared(distilled, alone, folder)
-    if folder is not None:
+    if folder is not None and launched().rank == 0:
         write_json(folder / COMPARISON, found.document())
     return found
 

@@ -28,6 +28,7 @@ class TrainedNetwork:
         sha256: checksum of the file.
         data: name of the dataset it was trained on, where the file tells.
         normalisation: of the images it was trained on, ``dataset`` or ``imagenet``; None where that is not known.
+        image_size: side of the images it was trained on; None where that is not known, or the dataset's own.
         preprocessing: what images it expects, where a library says so.
     """
 
@@ -39,6 +40,7 @@ class TrainedNetwork:
     data: str | None
     normalisation: str | None = None
     preprocessing: hubs.Preprocessing | None = None
+    image_size: int | None = None
 
 
 def load_network(spec: str) -> TrainedNetwork:
@@ -102,7 +104,17 @@ def load_network(spec: str) -> TrainedNetwork:
     # Ours say so unless it is the dataset's; .pth files and those of others say nothing at all.
     normalisation = metadata.get("normalisation", "dataset" if "data" in metadata else None)
     data = metadata.get("data")
-    return TrainedNetwork(net.eval(), arch, num_classes, str(path), sha256_of(path), data, normalisation)
+    size = metadata.get("image_size", "")
+    return TrainedNetwork(
+        net.eval(),
+        arch,
+        num_classes,
+        str(path),
+        sha256_of(path),
+        data,
+        normalisation,
+        image_size=int(size) if size.isdecimal() else None,
+    )
 
 
 def _classes_said(metadata: dict[str, str], path: Path) -> int:

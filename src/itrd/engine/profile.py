@@ -51,7 +51,7 @@ def profile_run(config: RunConfig, trace: Path, steps: int = 20) -> Profile:
     if name is None and isinstance(config, DistillConfig) and config.teacher:
         name = data_of(load_network(config.teacher))
     config = dataclasses.replace(config, data=name).resolved()
-    steps = max(1, min(steps, len(get_data(config).train) // config.batch_size))
+    steps = max(1, min(steps, len(get_data(config, network=config.trained_model).train) // config.batch_size))
     short = dataclasses.replace(
         config,
         train_subset=steps * config.batch_size,

@@ -28,11 +28,13 @@ from itrd.engine.trainer import Trainer
 from itrd.errors import UserError
 from itrd.methods import create_objective
 from itrd.methods.objective import Objective
-from itrd.models import create_model
+from itrd.models import create_model, list_models
 from itrd.models.adapt import Adapted
 from itrd.seeds import derive
 
 Callbacks = Sequence[Callable[[Trainer, Epoch], None]]
+
+OWN_SIZE = 32  # pixels, height and width: what the networks of this package take
 
 
 def build_student(name: str, num_classes: int, seed: int) -> nn.Module:
@@ -66,18 +68,23 @@ def check_name(name: str) -> None:
             create_model(name)
 
 
-def get_data(config: RunConfig, given: Any = None) -> ImageDataset:
+def get_data(config: RunConfig, given: Any = None, network: str | None = None) -> ImageDataset:
     """Read and normalise a dataset as the settings ask for.
 
     Args:
         config: the settings.
         given: an ImageDataset, which is taken whole; or another source of images (:mod:`itrd.data.opening`), or None
             for the one that the settings name, which are cut to their subsets.
+        network: name of the network to be trained, if it is built by name: those of this package take 32 x 32 pixels,
+            which then is the default size.
 
     Raises:
         DataError: it cannot be read.
     """
-    reading = Reading(**{field.name: getattr(config, field.name) for field in fields(Reading)})
+    settings = {field.name: getattr(config, field.name) for field in fields(Reading)}
+    if config.image_size is None and network in list_models() and not isinstance(given, ImageDataset):
+        settings["image_size"] = OWN_SIZE
+    reading = Reading(**settings)
     return read_dataset(
         config.data if given is None else given,
         reading,
@@ -109,7 +116,7 @@ def prepare_train(
         check_name(resolved.model)
     folder = team.lead(lambda: _folder(resolved))
     with team.one_by_machine():
-        data = get_data(resolved, data)
+        data = get_data(resolved, data, resolved.model if model is None else None)
     objective = create_objective("none")
     objective.expect_labels(data.labelled, data.name)
     lineage: dict[str, Any] = {}
@@ -165,7 +172,7 @@ def prepare_distill(
     resolve_device(resolved.device)
     folder = team.lead(lambda: _folder(resolved))
     with team.one_by_machine():
-        data = get_data(resolved, data)
+        data = get_data(resolved, data, resolved.student if student is None else None)
     objective.expect_labels(data.labelled, data.name)
     if not data.num_classes:  # no image has a label
         data = replace(data, num_classes=teacher.num_classes)
@@ -228,7 +235,7 @@ def _prepare_given(
     resolve_device(resolved.device)
     folder = team.lead(lambda: _folder(resolved))
     with team.one_by_machine():
-        data = get_data(resolved, data)
+        data = get_data(resolved, data, resolved.student if student is None else None)
     objective.expect_labels(data.labelled, data.name)
     given.check(objective, data)
     data = data if data.num_classes else replace(data, num_classes=given.num_classes)

@@ -219,6 +219,7 @@ def save_student(folder: RunFolder, which: str, student: nn.Module, data: ImageD
         "epoch": str(at.epoch),
         "which": which,
         **({"top1": f"{test['top1']:.4f}"} if test else {}),
+        **({"image_size": str(data.image_size)} if data.image_size is not None else {}),
         **({"normalisation": data.normalisation} if data.normalisation != "dataset" else {}),
     }
     save_weights(folder.path / f"{which}.safetensors", student, metadata)

@@ -5,12 +5,15 @@ tables with its provenance, and :meth:`Recipe.config` a :class:`itrd.engine.conf
 this package does not import torch.
 """
 
+from itrd.recipes.imagenet import IMAGENET_LOSSES, ImagenetLoss, settings_file
 from itrd.recipes.published import PAIRS, Pair, Published, published, published_results
 from itrd.recipes.settings import TABLE_METHODS, Recipe, all_recipes, recipe
 
 __all__ = [
+    "IMAGENET_LOSSES",
     "PAIRS",
     "TABLE_METHODS",
+    "ImagenetLoss",
     "Pair",
     "Published",
     "Recipe",
@@ -18,4 +21,5 @@ __all__ = [
     "published",
     "published_results",
     "recipe",
+    "settings_file",
 ]

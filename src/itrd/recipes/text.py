@@ -10,6 +10,7 @@ from collections.abc import Iterable
 
 from itrd.errors import UnknownNameError, UserError
 from itrd.methods import ALIASES, METHODS
+from itrd.recipes.imagenet import IMAGENET_LOSSES, ImagenetLoss
 from itrd.recipes.published import PAIRS, Published, published
 from itrd.recipes.settings import TABLE_METHODS, Recipe, all_recipes
 
@@ -19,6 +20,11 @@ _INDENT = 12
 _HEAD = (
     "Losses behind the published accuracies on CIFAR-100 (top-1, percent; of the last test epoch, of the best "
     "one, or not stated). Schedule, batch size and learning rate are the defaults of `itrd distill`."
+)
+
+_IMAGENET_HEAD = (
+    "Losses for ResNet-34 to ResNet-18 on ImageNet and the published top-1 accuracies in percent, with `itrd distill "
+    "--config imagenet --method LOSS`. No run of them is recorded here."
 )
 
 
@@ -42,7 +48,19 @@ def listing(method: str | None = None, teacher: str | None = None, student: str 
         raise UserError(
             f"no recipe for {' and '.join(w for w in wanted if w)}: no such cell in the published tables"
         )
-    return "\n\n".join([textwrap.fill(_HEAD, _WIDTH), *(_block(cells) for cells in groups.values())])
+    blocks = [textwrap.fill(_HEAD, _WIDTH), *(_block(cells) for cells in groups.values())]
+    if method is teacher is student is None:
+        blocks += [textwrap.fill(_IMAGENET_HEAD, _WIDTH), *map(_imagenet_block, IMAGENET_LOSSES.items())]
+    return "\n\n".join(blocks)
+
+
+def _imagenet_block(item: tuple[str, ImagenetLoss]) -> str:
+    row, found = item
+    source = textwrap.fill(
+        found.source, _WIDTH, initial_indent=_field("settings"), subsequent_indent=" " * _INDENT
+    )
+    top1 = "not known here" if found.top1 is None else f"{found.top1:.2f}"
+    return "\n".join([row, _field("loss") + found.loss, source, _field("accuracy") + top1])
 
 
 def _block(cells: list[Recipe]) -> str:
