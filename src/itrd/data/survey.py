@@ -64,14 +64,16 @@ def _of_split(split: AnySplit, data: ImageDataset) -> str:
         text += ", without labels"
     else:
         counts = np.bincount(split.labels, minlength=data.num_classes)
-        text += f", {counts.min():,} to {counts.max():,} of each class"
+        text += f", {_span(counts.min(), counts.max())} of each class"
     sizes = np.array(_sizes(split))
     if not len(sizes):
         return text
     (h0, w0), (h1, w1) = sizes.min(axis=0), sizes.max(axis=0)
-    return text + (
-        f", {h0} x {w0} pixels" if (h0, w0) == (h1, w1) else f", {h0} to {h1} high and {w0} to {w1} wide"
-    )
+    return f"{text}, {_span(h0, h1)} pixels high and {_span(w0, w1)} wide"
+
+
+def _span(low: int, high: int) -> str:
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
 
 def _sizes(split: AnySplit) -> list[tuple[int, int]]:
