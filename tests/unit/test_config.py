@@ -113,7 +113,7 @@ def test_identity_leaves_out_where_a_run_executes() -> None:
         ({"epochs": 5, "warmup_epochs": 5}, "warmup_epochs must be between 0 and epochs - 1, got 5 of 5"),
         ({"warmup_epochs": -1}, "warmup_epochs must be between 0"),
         ({"normalisation": "none"}, "normalisation must be 'dataset' or 'imagenet'"),
-        ({"precision": "fp16"}, "precision must be 'fp32', 'tf32' or 'bf16', got 'fp16'"),
+        ({"precision": "fp16"}, "precision must be 'fp32' or 'tf32' or 'bf16', got 'fp16'"),
         ({"epochs": "3"}, "epochs must be a whole number, got '3'"),
         ({"learning_rate": float("nan")}, "learning_rate must be a finite number or none"),
     ],

@@ -277,7 +277,7 @@ def test_a_loaders_own_collate_function() -> None:
         return images, labels.flip(0)
 
     data = read_dataset(DataLoader(Pictures(), collate_fn=mixed), Reading(val_fraction=0.2))
-    with pytest.raises(DataError, match="collate_fn of .* changes labels"):
+    with pytest.raises(DataError, match=r"collate_fn of .* changes labels"):
         epoch(place_split(data, data.train, training_view(data), CPU))
 
 
@@ -350,7 +350,7 @@ def test_images_of_different_sizes() -> None:
             return to_float(pixels(row, 10 + row % 2, 10)), row % 2
 
     source = open_dataset((Ragged(), Ragged()), Reading())
-    with pytest.raises(DataError, match="images of one batch differ: .*; set image_size"):
+    with pytest.raises(DataError, match=r"images of one batch differ: .*; set image_size"):
         epoch(place_split(source, source.train, training_view(source), CPU))
     source = open_dataset((Ragged(), Ragged()), Reading(image_size=12))
     assert epoch(place_split(source, source.train, training_view(source), CPU))[0][1].shape[1:] == (3, 12, 12)

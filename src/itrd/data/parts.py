@@ -59,6 +59,8 @@ def as_labels(
         names, labels = np.unique(np.asarray(values), return_inverse=True)
         return labels.astype(np.int64), tuple(map(str, names))
     missing = sum(value is None for value in values)
+    if missing == len(values) > 0:
+        return np.full(len(values), -1, dtype=np.int64), None
     if missing:
         raise DataError(f"{missing} of {len(values)} images of {title} have no label; give each one, or none")
     array = np.asarray(values)
