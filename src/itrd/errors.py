@@ -53,4 +53,6 @@ class PeerError(ItrdError):
     """Another process of this run has failed or is gone."""
 
     def __init__(self, reason: str = "") -> None:
-        super().__init__("another process of this run has ended; it said why" + (f" ({reason})" if reason else ""))
+        super().__init__(
+            "another process of this run has ended; it said why" + (f" ({reason})" if reason else "")
+        )

@@ -98,5 +98,6 @@ def test_teachers_of_this_project_have_their_recorded_accuracy() -> None:
             load_network(str(card.with_suffix(".safetensors"))).net,
             said["data"],
             data_root=str(root / "data"),
+            normalisation=said.get("normalisation"),
         )
         assert found["top1"] == pytest.approx(said["top1"], abs=0.03), card

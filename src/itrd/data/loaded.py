@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -68,6 +69,7 @@ class LoadedImages:
         self._workers = workers
         self._streams = {name: _Requests() for name in ("epoch", "batch")}  # each with workers of its own
         self._loaders: dict[str, DataLoader] = {}
+        weakref.finalize(self, _end_workers, self._loaders)  # also when the process ends
         self.shape = tuple(self._reader.batch([(0, _PLAIN)]).shape[1:]) if len(split) else (len(mean), 0, 0)
         if not len(mean) == len(std) == self.shape[0]:
             raise UserError(
@@ -202,6 +204,17 @@ class _Reader(Dataset):
                 "own label: leave mixing out"
             )
         return torch.stack([as_pixels(image, store.title) for image in images])
+
+
+def _end_workers(loaders: dict[str, DataLoader]) -> None:
+    """End the workers of loaders that somebody, such as a traceback, may still hold.
+
+    Python ends them with a signal when the process ends, which they ignore, and then waits for them.
+    """
+    for loader in loaders.values():
+        iterator = getattr(loader, "_iterator", None)
+        if iterator is not None:
+            iterator._shutdown_workers()
 
 
 def _leave_signals_to_the_parent(worker: int) -> Any:
