@@ -2,7 +2,7 @@
 
 Needs timm, torchvision and Pillow. With CIFAR-10 in ./data the folder holds photographs, else handwritten digits.
 
-python examples/timm_on_a_folder.py --data cifar10 --train 5000 --epochs 12
+python examples/timm_on_a_folder.py --data cifar10 --train 5000 --epochs 10 --seeds 3
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 The student learns from the teacher's tokens, laid out as feature maps, as well as from its logits. Needs transformers.
 
-python examples/transformers_to_cnn.py --data cifar10 --train 5000 --epochs 12
+python examples/transformers_to_cnn.py --train 1000 --epochs 12 --seeds 5
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ def main() -> None:
     parser.add_argument("--data", default="digits", help="digits or cifar10")
     parser.add_argument("--train", type=int, default=800)
     parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--seeds", type=int, default=1)
     arguments = parser.parse_args()
     torch.manual_seed(0)
     data = itrd.load_dataset(arguments.data).subset(arguments.train, arguments.train // 2)
@@ -59,10 +60,15 @@ def main() -> None:
     taps = {"teacher_taps": ["vit.layers.3"], "student_taps": ["2"]}
     print(itrd.describe_taps(teacher, student, torch.randn(2, 3, 32, 32), **taps))
     method = "kd + 0.1*hint(hint_layer=1)"
-    result = itrd.distill(teacher, student, data, method, control=True, epochs=arguments.epochs, **taps)
+    settings = {"epochs": arguments.epochs, "seeds": arguments.seeds, **taps}
+    result = itrd.distill(teacher, student, data, method, control=True, **settings)
     assert result.comparison is not None
     for run in ("alone", "distilled"):
-        print(f"student {run} {result.comparison[run]['mean']:.1f}%")
+        found = result.comparison[run]
+        print(f"student {run} {found['mean']:.1f}% (n = {found['n']})")
+    if arguments.seeds > 1:
+        gap = result.comparison["difference"]
+        print(f"difference {gap['difference']:+.1f}, 95% interval {gap['low']:+.1f} to {gap['high']:+.1f}")
 
 
 if __name__ == "__main__":

@@ -68,6 +68,19 @@ def test_side_by_side_is_alone(trainers: Any) -> None:
         )
 
 
+def test_runs_of_different_lengths_do_not_draw_from_each_other(trainers: Any) -> None:
+    """The student draws at random in every step; the longer run is left alone in the end."""
+
+    def noisy(trainer: Trainer) -> Trainer:
+        trainer.task.student.register_forward_pre_hook(lambda m, x: (x[0] + 0.1 * torch.randn(x[0].shape),))
+        return trainer
+
+    lengths = {"short": 1, "long": 4}
+    alone = [noisy(trainers("kd", 0, f"{n}-alone", epochs=e)).fit() for n, e in lengths.items()]
+    both = fit_together([noisy(trainers("kd", 0, n, epochs=e)) for n, e in lengths.items()])
+    assert [numbers(result) for result in both] == [numbers(result) for result in alone]
+
+
 def test_runs_of_one_dataset_share_its_images(trainers: Any) -> None:
     first, second = trainers("kd", 0, "a"), trainers("itrd", 1, "b")
     assert first.train_images is second.train_images

@@ -238,7 +238,21 @@ def test_a_number_that_changes_is_recorded_anew(monkeypatch: pytest.MonkeyPatch)
     settings = {"train_subset": 90, "test_subset": 20, "epochs": 3, "batch_size": 16}
     itrd.distill(teacher, "resnet8", "digits", Growing(), **settings)
     assert len(recorded) == 3
-    assert made[0].replayed == 5 * 3 - WARM_UP
+    assert made[0].replayed == (5 - WARM_UP) * 3
+
+
+@pytest.mark.usefixtures("deferred")
+def test_a_step_that_draws_on_the_host_is_not_recorded(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def draw(body: Any) -> Any:
+        torch.rand(())  # as LayerDrop decides which layers to leave out
+        return body
+
+    made = capture_with(monkeypatch, draw)
+    trained(config())
+    assert made[0].replayed == 0
+    assert "it draws random numbers on the host" in capsys.readouterr().err
 
 
 @pytest.mark.gpu

@@ -100,6 +100,8 @@ def _corrupt(name: str, error: Exception) -> UserError:
     if isinstance(error, UserError):  # Pillow is not installed, for one
         return error
     reason = (str(error) or type(error).__name__).splitlines()[0]
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None):
+        return DataError(f"cannot read {name}: {reason}")  # says nothing of the image, and may pass
     if "cannot identify image file" in reason:
         reason = f"no image of a known format ({', '.join(FORMATS)})"
     return CorruptImageError(f"cannot decode {name}: {reason}; replace or remove it")

@@ -96,6 +96,8 @@ class ColumnStore:
         if isinstance(value, dict):
             value = value.get("bytes") or value.get("path")
         if isinstance(value, str):
+            if not Path(value).is_file():  # a device or a pipe could be waited for without end
+                raise decode.CorruptImageError(f"{self.name(row)} names {value}, which is no file")
             return Path(value)
         if not isinstance(value, bytes):
             raise decode.CorruptImageError(f"{self.name(row)} holds no image; remove it")

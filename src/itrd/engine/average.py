@@ -33,7 +33,8 @@ class MovingAverage(nn.Module):
         """Follow one step of the network; not if ``taken``, a boolean scalar on the device, is False."""
         pairs = zip(self.net.state_dict().values(), self._followed[0].state_dict().values(), strict=True)
         averages, weights = [], []
-        for average, weight in pairs:
+        # A tensor that two modules share is listed twice, and must move once.
+        for average, weight in {average.data_ptr(): (average, weight) for average, weight in pairs}.values():
             if average.is_floating_point():
                 averages.append(average)
                 weights.append(weight)

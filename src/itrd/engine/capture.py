@@ -8,10 +8,13 @@ anew. The last, smaller batch of an epoch has other shapes and is taken operatio
 
 from __future__ import annotations
 
+import random
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -39,7 +42,8 @@ def record_cuda(body: Callable[[], None]) -> Callable[[], None]:
     stream = torch.cuda.current_stream()
     graph = torch.cuda.CUDAGraph()
     try:
-        with torch.cuda.graph(graph, stream=stream):
+        # Other threads, such as one that pins memory for images being read, may go on meanwhile.
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
             body()
     except Exception:
         with suppress(Exception):  # a broken recording leaves the generator waiting for its end
@@ -62,16 +66,22 @@ class CapturedStepper(Stepper):
         refused: why the step cannot be recorded; None if it can, or was not tried yet.
     """
 
+    # Recordings of this process that failed. Each may have cut the generator off from the recordings before it.
+    _failures = 0
+
     def __init__(self, *args: object, modules: nn.Module, record: Recorder = record_cuda) -> None:
         super().__init__(*args)  # type: ignore[arg-type]
         self._modules, self._record = modules, record
         self._replay: Callable[[], None] | None = None
         self._numbers: list[tuple[str, str, float]] = []
         self._warm = 0
+        self._failures_seen = CapturedStepper._failures
         self._buffers: dict[str, Tensor] = {}
         self._place = torch.zeros((), dtype=torch.int64, device=self.source.device)
         self.replayed = 0
         self.refused: str | None = None
+        if any(t.device.type != self.source.device.type for t in (*modules.parameters(), *modules.buffers())):
+            self.refused = "a parameter or buffer is not on the device, and its value would be frozen"
 
     def steps(self, plan: EpochPlan, known: EpochRows | None, start: int) -> Iterator[int]:
         """Take the steps of an epoch, see :meth:`itrd.engine.step.Stepper.steps`."""
@@ -87,6 +97,8 @@ class CapturedStepper(Stepper):
             yield number
 
     def _full_batch(self, size: int) -> None:
+        if self._failures_seen != CapturedStepper._failures:
+            self._failures_seen, self._replay = CapturedStepper._failures, None
         if self._replay is None and self._warm >= WARM_UP and self.refused is None:
             self._capture(size)
         if self._replay is not None:
@@ -97,9 +109,14 @@ class CapturedStepper(Stepper):
             self._warm += 1
 
     def _capture(self, size: int) -> None:
+        drawn = _host_generators()
         try:
             self._replay = self._record(lambda: self._next_batch(size))
+            if _host_generators() != drawn:
+                self._replay = None
+                raise RuntimeError("it draws random numbers on the host, and would repeat one draw for ever")
         except Exception as error:  # of any library on the way
+            CapturedStepper._failures += 1
             self.refused = (str(error) or type(error).__name__).splitlines()[0]
             print(
                 f"the training step cannot be captured as a CUDA graph ({self.refused}); its operations are launched "
@@ -135,6 +152,7 @@ class CapturedStepper(Stepper):
         numbers = self._frozen_numbers()
         if numbers != self._numbers:
             self._replay, self._numbers = None, numbers
+            self._warm = 0
 
     def _frozen_numbers(self) -> list[tuple[str, str, float]]:
         """Plain numbers of the modules: a recording keeps what they were when it was made."""
@@ -144,3 +162,10 @@ class CapturedStepper(Stepper):
             for key, value in vars(module).items()
             if isinstance(value, (bool, int, float))
         ]
+
+
+def _host_generators() -> tuple[object, ...]:
+    """States of the host's global generators, to be compared."""
+    numpy: Any = np.random.get_state(legacy=False)  # noqa: NPY002 - the global generator is the one meant
+    numbers = numpy["state"]["key"].tobytes(), numpy["state"]["pos"]
+    return (torch.get_rng_state().numpy().tobytes(), random.getstate(), *numbers)

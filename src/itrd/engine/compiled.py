@@ -29,6 +29,8 @@ class Compiled:
             return self._plain(images, preact)
         try:
             return self._compiled(images, preact)
+        except torch.OutOfMemoryError:
+            raise
         except Exception as error:  # of any compiler on the way
             outputs = self._plain(images, preact)  # what the network itself cannot do fails again
             self._compiled = None

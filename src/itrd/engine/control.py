@@ -129,6 +129,8 @@ def run_seeds(
         if config.data is None and data is None:
             config = replace(config, data=data_of(teacher))
     data = get_data(config.resolved(), data, config.student if student is None else None)
+    if data.reading is not None:  # the data is given to every run as it was read here
+        config = replace(config, image_size=data.reading.image_size)
     if not len(data.test) or not data.labelled:
         raise UserError(
             f"{data.name} has no labels to train the student alone with, or to compare accuracies on; leave control "

@@ -124,6 +124,8 @@ def place_task(
     """
     if config.sync_batch_norm and device.type == "cpu":
         raise UserError("sync_batch_norm needs GPUs; leave it out")
+    if config.sync_batch_norm:
+        nn.SyncBatchNorm.convert_sync_batchnorm(task)  # replaces modules: before anybody remembers one
     for net in (task.student, task.teacher):
         if net is not None:
             net.to(device)
@@ -134,7 +136,7 @@ def place_task(
     few = torch.arange(min(4, len(images)), device=device)
     task.setup(images.plain(few), classes, images.labels)
     if config.sync_batch_norm:
-        nn.SyncBatchNorm.convert_sync_batchnorm(task)
+        nn.SyncBatchNorm.convert_sync_batchnorm(task.objective)  # the modules that it has just made
     if config.compile:
         task.compile_networks()
 

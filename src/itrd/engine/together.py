@@ -81,7 +81,7 @@ def fit_together(trainers: Sequence[Trainer]) -> list[Result | ItrdError]:
         while open_seats:
             for number, seat in list(open_seats.items()):
                 try:
-                    if seat.advance(alone=len(open_seats) == 1):
+                    if seat.advance(alone=len(seats) == 1):
                         assert seat.result is not None
                         outcomes[number] = seat.result
                         del open_seats[number]
