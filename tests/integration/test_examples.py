@@ -30,7 +30,7 @@ NO_ACCELERATE = pytest.mark.skipif(
 )
 def test_example_runs(name: str, least: float, tmp_path: Path) -> None:
     script = ROOT / "examples" / f"{name}.py"
-    code = f"import sys, torchvision_ops, runpy; sys.argv[1:] = []; runpy.run_path({str(script)!r}, run_name='__main__')"
+    code = f"import sys, torchvision_ops, runpy; del sys.argv[1:]; runpy.run_path({str(script)!r}, None, '__main__')"
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "tests"), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, "-c", code],

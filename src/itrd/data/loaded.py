@@ -21,6 +21,7 @@ from itrd.errors import DataError, UserError
 
 _PLAIN = -1  # in place of a view's number: the image as it is
 _FEW = 32  # images; no worker is started for so many or fewer
+_GRACE = 30  # seconds that a worker goes on after it was told to end
 _SHARE = 16  # images that a worker reads at a time of a batch that is wanted as a whole
 
 Request = list[tuple[int, int]]  # (index, view) of each image of a batch
@@ -130,10 +131,18 @@ class LoadedImages:
                 worker_init_fn=_leave_signals_to_the_parent,
                 generator=torch.Generator(),  # otherwise every epoch would draw from the run's own
             )
-        for answer in self._loaders[stream]:
-            if isinstance(answer, UserError):
-                raise answer
-            yield answer
+        try:
+            for answer in self._loaders[stream]:
+                if isinstance(answer, UserError):
+                    raise answer
+                yield answer
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            reason = str(error).split(". ")[0]
+            raise DataError(
+                f"a process that reads images is gone ({reason}); use fewer with --workers"
+            ) from None
 
     def _moved(self, pixels: Tensor) -> Tensor:
         return pixels.to(self.device, non_blocking=True)
@@ -218,7 +227,10 @@ def _end_workers(loaders: dict[str, DataLoader]) -> None:
 
 
 def _leave_signals_to_the_parent(worker: int) -> Any:
-    """Ignore what asks a run to stop: the parent finishes its step, saves, and ends its workers."""
+    """Go on reading when a run is asked to stop: the parent finishes its step, saves, and ends its workers.
+
+    SIGTERM is also the parent's last means against a worker that does not end by itself, so it is put off, not ignored.
+    """
     del worker
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_GRACE))

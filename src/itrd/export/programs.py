@@ -32,8 +32,8 @@ class Classifier(nn.Module):
         normalise: mean and std per channel, to be applied inside; None where the images come normalised.
     """
 
-    mean: Tensor
-    std: Tensor
+    pixel_mean: Tensor
+    pixel_std: Tensor
 
     def __init__(
         self, net: nn.Module, normalise: tuple[Sequence[float], Sequence[float]] | None = None
@@ -44,13 +44,13 @@ class Classifier(nn.Module):
             tensor.data = tensor.data.contiguous()
         self.normalises = normalise is not None
         if normalise is not None:
-            for name, values in zip(("mean", "std"), normalise, strict=True):
+            for name, values in zip(("pixel_mean", "pixel_std"), normalise, strict=True):
                 self.register_buffer(name, torch.tensor(list(values), dtype=torch.float32).view(1, -1, 1, 1))
         self.eval()
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images (B, C, H, W) to logits (B, K)."""
-        return logits_of(self.net((images - self.mean) / self.std if self.normalises else images))
+        return logits_of(self.net((images - self.pixel_mean) / self.pixel_std if self.normalises else images))
 
 
 @dataclass(frozen=True)
