@@ -20,7 +20,7 @@ from itrd.engine.networks import TrainedNetwork
 from itrd.engine.place import place_split, place_test, plain_view
 from itrd.engine.record import Result
 from itrd.engine.run import adapted, get_data, prepare_distill, prepare_train
-from itrd.errors import UserError
+from itrd.errors import UnknownNameError, UserError
 from itrd.methods import Method, Objective, create_objective
 from itrd.models.observe import examined, logits_of
 from itrd.models.taps import match_taps
@@ -168,10 +168,11 @@ def evaluate(
 
 def _config(cls: type, settings: dict[str, Any], **fixed: Any) -> Any:
     settings = {"progress": False, "tensorboard": False, "out": "", **settings, **fixed}
-    try:
-        return cls(**settings)
-    except TypeError as error:
-        raise UserError(str(error).replace("__init__()", "")) from None
+    known = [field.name for field in fields(cls)]
+    for name in settings:
+        if name not in known:
+            raise UnknownNameError("setting", name, known)
+    return cls(**settings)
 
 
 def _name(data: Any) -> str | None:

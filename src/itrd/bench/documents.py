@@ -82,7 +82,9 @@ def markdown_files(names: str) -> list[Path]:
     for name in filter(None, map(str.strip, names.split(","))):
         path = Path(name)
         if not path.exists():
-            raise UserError(f"no document {path}")
+            raise UserError(
+                f"no document {path}; run this in the root of the repository, or name other files"
+            )
         found += sorted(path.rglob("*.md")) if path.is_dir() else [path]
     return found
 

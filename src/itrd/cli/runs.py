@@ -75,7 +75,8 @@ def _fit(trainer: Trainer) -> Result:
             f"the given logits agree with {trainer.record['teacher']['agrees_with_labels']:.2f}% of the labels"
         )
     print(
-        f"{config.trained_model} on {trainer.data.name}, {trainer.task.objective.describe()}, {config.epochs} epochs, "
+        f"{config.trained_model} on {trainer.data.name}, {trainer.task.objective.describe()}, "
+        f"{config.epochs} epoch{'s' * (config.epochs > 1)}, "
         f"{trainer.device}, {config.precision}, {config.protocol()} schedule",
         flush=True,
     )

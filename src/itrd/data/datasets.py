@@ -163,6 +163,14 @@ class ImageDataset:
     facts: dict[str, Any] = field(default_factory=dict)
     reading: Reading | None = None
 
+    def __post_init__(self) -> None:
+        for which, split in (("training", self.train), ("test", self.test)):
+            if len(split) and int(split.labels.max()) >= max(self.num_classes, 0):
+                raise DataError(
+                    f"a {which} label of {self.name} is {int(split.labels.max())}, and there are {self.num_classes} "
+                    f"classes, numbered from 0; set num_classes to at least {int(split.labels.max()) + 1}"
+                )
+
     @cached_property
     def fingerprint(self) -> str:
         """The sha256 (hex) over both splits: shapes, pixels and labels; or their source and the size to come."""

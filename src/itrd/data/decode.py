@@ -40,9 +40,7 @@ def decode(source: Path | bytes, name: str) -> Tensor:
     try:
         with _opened(source) as image:
             return to_tensor(require("PIL.ImageOps", "images").exif_transpose(image))
-    except (
-        Exception
-    ) as error:  # decoders of damaged files raise anything: OSError, struct.error, IndexError, ...
+    except Exception as error:  # of damaged files decoders raise anything: OSError, struct.error, IndexError
         raise _corrupt(name, error) from None
 
 

@@ -218,7 +218,7 @@ class _Reader(Dataset):
 def _end_workers(loaders: dict[str, DataLoader]) -> None:
     """End the workers of loaders that somebody, such as a traceback, may still hold.
 
-    Python ends them with a signal when the process ends, which they ignore, and then waits for them.
+    Python ends them with a signal when the process ends, which they put off, and then waits for them.
     """
     for loader in loaders.values():
         iterator = getattr(loader, "_iterator", None)

@@ -167,6 +167,8 @@ def _from_path(name: str, columns: tables.Columns, test_split: str | None) -> tu
 def _assemble(name: str, train: Part, test: Part | None, reading: Reading) -> ImageDataset:
     facts: dict[str, Any] = dict(train.facts)
     classes, names = _classes(train, test)
+    if names:
+        facts["class_names"] = list(names)
     whole = _split(train, train.labels)
     if test is not None and (test.labelled or train.labelled):
         splits = whole, _split(test, in_order_of(test, names, classes))

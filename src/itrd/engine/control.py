@@ -24,7 +24,7 @@ from itrd.engine.files import write_json
 from itrd.engine.launch import launched
 from itrd.engine.networks import TrainedNetwork, load_network
 from itrd.engine.record import Result
-from itrd.engine.run import data_of, get_data, prepare_distill, prepare_train
+from itrd.engine.run import data_of, get_data, prepare_distill, prepare_train, sized_for
 from itrd.engine.trainer import Trainer
 from itrd.errors import RunFolderError, UserError
 from itrd.methods.objective import Objective
@@ -94,7 +94,7 @@ class Compared:
             )
         else:
             found = summarize(list(distilled.values()))
-            spread = f" ({found.low:.2f} to {found.high:.2f}, 95%, Student's t)" if found.n > 1 else ""
+            spread = f" ({found.low:.2f} to {found.high:.2f}, 95%, Student's t)" if found.std else ""
             lines.append(f"mean of {found.n}: {found.mean:.2f}%{spread}")
         if self.first_stage_epochs and alone:
             lines.append(
@@ -128,6 +128,7 @@ def run_seeds(
         teacher = teacher or load_network(config.teacher)
         if config.data is None and data is None:
             config = replace(config, data=data_of(teacher))
+        config = sized_for(teacher, config, data)
     data = get_data(config.resolved(), data, config.student if student is None else None)
     if data.reading is not None:  # the data is given to every run as it was read here
         config = replace(config, image_size=data.reading.image_size)

@@ -169,6 +169,11 @@ def _import(name: str, library: str) -> Any:
         return importlib.import_module(name)
     except (ImportError, RuntimeError) as error:  # the latter where it was built for another torch
         extra = _EXTRAS[library]
+        if not isinstance(error, ModuleNotFoundError):
+            raise UserError(
+                f"{library}: {extra} is installed and cannot be imported ({error}); do the versions of torch and "
+                "torchvision belong together?"
+            ) from None
         raise UserError(f"{library}: networks need {extra} ({error}); pip install 'itrd[{extra}]'") from None
 
 

@@ -88,6 +88,12 @@ def load_network(spec: str) -> TrainedNetwork:
     arch = arch or metadata.get("arch") or architecture_from_path(path) or ""
     # hf: would fetch what the file names, so its user must name it.
     trained_here = arch.startswith(("timm:", "torchvision:"))
+    said = metadata.get("arch")
+    if said and arch == said and not trained_here and not hubs.is_hub(arch) and arch not in list_models():
+        raise UserError(
+            f"{path} holds the weights of a network of your own, {said}, which only your code can build: build it in "
+            "Python, load the file into it (safetensors.torch.load_model), and pass the network itself"
+        )
     if not trained_here and arch not in list_models():
         raise UserError(
             f"cannot tell the architecture of {path}; write NAME:{path}, NAME from `itrd models`"

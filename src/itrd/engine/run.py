@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from itrd.data.datasets import ImageDataset
+from itrd.data.datasets import ImageDataset, list_datasets
 from itrd.data.opening import Reading, read_dataset
 from itrd.engine import hubs
 from itrd.engine.config import DistillConfig, RunConfig, TrainConfig
@@ -167,6 +167,7 @@ def prepare_distill(
         teacher = teacher or load_network(config.teacher)
     if config.data is None and data is None:
         config = replace(config, data=data_of(teacher))
+    config = sized_for(teacher, config, data)
     resolved = config.resolved()
     assert isinstance(resolved, DistillConfig)
     resolve_device(resolved.device)
@@ -359,6 +360,14 @@ def adapted(teacher: TrainedNetwork, data: ImageDataset, config: DistillConfig) 
         return teacher
     net = Adapted(teacher.net, mean=data.mean, std=data.std, net_mean=mean, net_std=std, size=size)
     return replace(teacher, net=net.eval())
+
+
+def sized_for(teacher: TrainedNetwork, config: DistillConfig, data: Any) -> DistillConfig:
+    """Bring images to the size that the teacher was trained on, where neither settings nor dataset have one."""
+    has_size = isinstance(data, ImageDataset) or config.data in list_datasets()
+    if has_size or config.image_size is not None or teacher.image_size is None:
+        return config
+    return replace(config, image_size=teacher.image_size)
 
 
 def check_normalisation(network: TrainedNetwork, data: ImageDataset) -> None:
