@@ -14,6 +14,15 @@ sys.path[:0] = [str(HERE), str(HERE.parent / "benchmarks")]
 import torchvision_ops  # noqa: E402, F401 - before anything imports torchvision
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what is marked ``gpu`` where there is none."""
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
     """Tests run side by side; threads that outnumber the cores make each other wait."""

@@ -19,7 +19,7 @@ from itrd.engine.evaluate import evaluate as _evaluate
 from itrd.engine.networks import TrainedNetwork
 from itrd.engine.place import place_split, place_test, plain_view
 from itrd.engine.record import Result
-from itrd.engine.run import adapted, get_data, prepare_distill, prepare_train
+from itrd.engine.run import adapted, get_data, prepare_distill, prepare_train, size_for
 from itrd.errors import UnknownNameError, UserError
 from itrd.methods import Method, Objective, create_objective
 from itrd.models.observe import examined, logits_of
@@ -40,7 +40,7 @@ def train(model: str | nn.Module, data: Any = "digits", **settings: Any) -> Resu
         UserError: settings, data or network cannot work together.
     """
     name = model if isinstance(model, str) else type(model).__name__
-    data, settings = _own_augmentation(data, settings)
+    data, settings = _own_augmentation(data, settings, model)
     config = _config(TrainConfig, settings, model=name, data=_name(data))
     with prepare_train(config, model=_module(model), data=_given(data)) as trainer:
         return trainer.fit()
@@ -79,7 +79,7 @@ def distill(
         "student": student if isinstance(student, str) else type(student).__name__,
         "method": method if isinstance(method, str) else objective.describe(),
     }
-    data, settings = _own_augmentation(data, settings)
+    data, settings = _own_augmentation(data, settings, student)
     config = _config(DistillConfig, settings, **names, data=_name(data))
     dataset = _given(data)
     given = None
@@ -186,12 +186,18 @@ def _given(data: Any) -> Any:
     return None if isinstance(data, (str, os.PathLike)) else data
 
 
-def _own_augmentation(data: Any, settings: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+def _own_augmentation(
+    data: Any, settings: dict[str, Any], net: str | nn.Module
+) -> tuple[Any, dict[str, Any]]:
     """Read a dataset with a function as ``augment``, which settings cannot hold; return it and the other settings."""
     if not callable(settings.get("augment")):
         return data, settings
+    if data is None:
+        raise UserError("name the dataset, too, where augment is a function")
     names = {field.name for field in fields(Reading)}
-    reading = Reading(**{key: value for key, value in settings.items() if key in names})
+    asked = {key: value for key, value in settings.items() if key in names}
+    size = size_for(net) if isinstance(net, str) and not isinstance(data, ImageDataset) else None
+    reading = Reading(**{"image_size": size, **asked})
     others = {key: value for key, value in settings.items() if key not in names}
     where = {key: others[key] for key in ("download", "train_subset", "test_subset") if key in others}
     return read_dataset(data, reading, root=others.get("data_root", "data"), **where), others

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import struct
+import sys
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
@@ -401,3 +402,42 @@ def test_describing_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     images = np.stack([pixels(i) for i in range(1, 6)] + [pixels(1000 + i) for i in range(6)]) / 255
     assert f"11 training images: mean {images[..., 0].mean():.4f}, {images[..., 1].mean():.4f}" in shown
     assert f"deviation {images[..., 0].std():.4f}" in shown
+
+
+def test_a_dataset_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets")
+    asked = []
+
+    def load(*name: Any) -> Any:
+        asked.append(name)
+        return datasets.DatasetDict({"train": hf(8), "validation": hf(4), "test": hf(2)})
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    data = read("hf:org/pets")
+    assert (data.name, len(data.train), len(data.test)) == ("hf:org/pets", 8, 4)
+    assert len(read("hf:org/pets:small", test_split="test").test) == 2
+    assert asked == [("org/pets", None), ("org/pets", "small")]
+    with pytest.raises(DataError, match="has no split called exam; it has train, validation, test"):
+        read("hf:org/pets", test_split="exam")
+
+    def fail(*name: Any) -> Any:
+        raise ConnectionError("no route\nto the hub")
+
+    monkeypatch.setattr(datasets, "load_dataset", fail)
+    with pytest.raises(
+        DataError, match="cannot load hf:org/pets: no route; check the name and the connection"
+    ):
+        read("hf:org/pets")
+
+
+def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    write_photos(tmp_path)
+    monkeypatch.setitem(sys.modules, "PIL.Image", None)
+    with pytest.raises(UserError, match=r"pip install 'itrd\[images\]'"):
+        read(str(tmp_path))
+
+
+def test_describing_a_named_dataset(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["datasets", "digits"]) == 0
+    out = capsys.readouterr().out
+    assert "training images: 1,000, 100 of each class, 32 pixels high and 32 wide" in out

@@ -315,6 +315,29 @@ def test_other_kinds_of_datasets() -> None:
     assert (bare.labelled, bare.num_classes, len(bare.test)) == (False, 0, 0)
 
 
+def test_a_data_module() -> None:
+    class Module:
+        """What a LightningDataModule offers."""
+
+        done = ""
+
+        def prepare_data(self) -> None:
+            self.done += "prepared "
+
+        def setup(self, stage: str) -> None:
+            self.done += stage
+
+        def train_dataloader(self) -> DataLoader:
+            return DataLoader(Pictures(), shuffle=True)
+
+        def val_dataloader(self) -> DataLoader:
+            return DataLoader(Pictures(6))
+
+    module = Module()
+    data = read_dataset(module)
+    assert (len(data.train), len(data.test), module.done) == (20, 6, "prepared fit")
+
+
 def test_torchvisions_datasets(tmp_path: Path) -> None:
     tv = pytest.importorskip("torchvision.datasets")
     write_photos(tmp_path)

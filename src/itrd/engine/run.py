@@ -34,7 +34,10 @@ from itrd.seeds import derive
 
 Callbacks = Sequence[Callable[[Trainer, Epoch], None]]
 
-OWN_SIZE = 32  # pixels, height and width: what the networks of this package take
+
+def size_for(network: str | None) -> int | None:
+    """Return the side of the images that a network takes: 32 for those of this package; None where it is not fixed."""
+    return 32 if network in list_models() else None
 
 
 def build_student(name: str, num_classes: int, seed: int) -> nn.Module:
@@ -82,8 +85,8 @@ def get_data(config: RunConfig, given: Any = None, network: str | None = None) -
         DataError: it cannot be read.
     """
     settings = {field.name: getattr(config, field.name) for field in fields(Reading)}
-    if config.image_size is None and network in list_models() and not isinstance(given, ImageDataset):
-        settings["image_size"] = OWN_SIZE
+    if config.image_size is None and not isinstance(given, ImageDataset):
+        settings["image_size"] = size_for(network)
     reading = Reading(**settings)
     return read_dataset(
         config.data if given is None else given,
