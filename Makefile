@@ -46,7 +46,7 @@ lock: $(TOOLS)
 		--no-emit-trusted-host --quiet --strip-extras --extra dev --constraint constraints.txt \
 		--unsafe-package torch --output-file $(VENV)/lock.txt pyproject.toml
 	sed '/==/,$$d' requirements.lock > $(VENV)/head.txt
-	grep -v '^#' $(VENV)/lock.txt | sed '/^$$/d' | cat $(VENV)/head.txt - > requirements.lock
+	grep -v -e '^#' -e '^itrd ' $(VENV)/lock.txt | sed '/^$$/d' | cat $(VENV)/head.txt - > requirements.lock
 
 # Known vulnerabilities of the pinned versions; needs the network.
 audit: $(TOOLS)
