@@ -14,7 +14,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import tempfile
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import torch
@@ -83,16 +86,23 @@ def conventional(pair: tuple[str, str], data: ImageDataset, arguments: argparse.
     return rates[1:]
 
 
+def alone(work: Callable[..., list[float]], *given: object, **settings: object) -> list[float]:
+    """Call in a process of its own: what one column sets in its process must not reach the next."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        return process.submit(work, *given, **settings).result()
+
+
 def measure(pair: tuple[str, str], arguments: argparse.Namespace) -> dict[str, tuple[float, float]]:
     """Median images/s and spread of every column for one pair."""
     data = synthetic_cifar100(arguments.steps * arguments.batch_size)
-    rates = {"conventional": conventional(pair, data, arguments)}
-    rates["live fp32"] = ours(pair, data, arguments)
-    rates["live bf16"] = ours(pair, data, arguments, precision="bf16")
+    case = (pair, data, arguments)
+    rates = {"conventional": alone(conventional, *case)}
+    rates["live fp32"] = alone(ours, *case)
+    rates["live bf16"] = alone(ours, *case, precision="bf16")
     with tempfile.TemporaryDirectory() as folder:
         table = {"precision": "bf16", "teacher_table": folder}
-        rates["table, filling"] = ours(pair, data, arguments, **table)
-        rates["table"] = ours(pair, data, arguments, **table)  # the same seed: every row is there
+        rates["table, filling"] = alone(ours, *case, **table)
+        rates["table"] = alone(ours, *case, **table)  # the same seed: every row is there
     found = {name: median_and_spread(values) for name, values in rates.items()}
     per_lookup = 1 / found["table"][0]
     per_fill = 1 / found["table, filling"][0] - per_lookup

@@ -21,7 +21,13 @@ from itrd.data.plan import plan_epoch
 from itrd.engine.average import MovingAverage
 from itrd.engine.capture import CapturedStepper
 from itrd.engine.config import RunConfig
-from itrd.engine.device import be_deterministic, resolve_device, set_float32, stream_of_its_own
+from itrd.engine.device import (
+    be_deterministic,
+    keep_freed_memory,
+    resolve_device,
+    set_float32,
+    stream_of_its_own,
+)
 from itrd.engine.distributed import DistributedStepper
 from itrd.engine.evaluate import evaluate
 from itrd.engine.finish import finish, finished_before
@@ -96,6 +102,8 @@ class Trainer:
             torch.backends.cudnn.benchmark = True  # shapes do not change; the first steps choose the kernels
         if self.device.type == "cuda":
             set_float32(config.precision)
+        else:
+            keep_freed_memory()
         self.history: list[Epoch] = []
         self.first_stages: list[Epoch] = []
         self.best: Epoch | None = None
