@@ -67,10 +67,10 @@ def set_float32(precision: str) -> None:
 def keep_freed_memory() -> None:
     """Have glibc keep what a step frees for the next step, for the rest of the process.
 
-    glibc hands blocks above a threshold (128 KiB at first) back to the kernel as soon as they are freed, and a step's
-    feature maps are of 1 to 16 MiB: they would be mapped, zeroed and faulted in anew. glibc raises the threshold when it
-    notices, sooner or later. With 32 MiB, the most that it takes, from the start, a step has no page faults and on a CPU
-    is 5 to 15% faster. Where the C library is another one, or the user has set the threshold, nothing is changed.
+    glibc hands blocks above a threshold (128 KiB at first) back to the kernel as soon as they are freed. A step's
+    feature maps are of 1 to 16 MiB: they would be mapped, zeroed and faulted in anew. glibc raises the threshold
+    when it notices, sooner or later. With 32 MiB, the most that it takes, from the start, a step has no page faults
+    and is 5 to 15% faster. With another C library, or where the user has set the threshold, nothing is changed.
     """
     if "MALLOC_MMAP_THRESHOLD_" in os.environ or "GLIBC_TUNABLES" in os.environ:
         return
