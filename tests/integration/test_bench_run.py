@@ -171,6 +171,11 @@ def test_lack_of_a_teacher_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     assert plan.count("no teacher") == 2
     assert plan.count("to do") == 3
     assert "estimate" in plan
+    assert main(["bench", "plan", "--track", "tiny.yaml", "--rows", "2"]) == 0
+    short = capsys.readouterr().out
+    assert short.count("to do") + short.count("no teacher") == 2
+    assert "and 3 more; --rows 0 lists all" in short
+    assert short.splitlines()[-1] == plan.splitlines()[-1]  # the sums are those of all cells
 
 
 def test_what_a_killed_runner_had_trained_is_not_trained_again(capsys: pytest.CaptureFixture[str]) -> None:

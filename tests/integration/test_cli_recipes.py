@@ -93,7 +93,7 @@ def test_methods_in_short(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("name", list(METHODS))
 def test_everything_about_one_method(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    out = shown(capsys, "methods", "--name", name)
+    out = shown(capsys, "methods", name)
     cls = method_class(name)
     for key, default in cls.settings().items():
         assert f"{key}={default!r}: " in out
@@ -105,7 +105,7 @@ def test_everything_about_one_method(name: str, capsys: pytest.CaptureFixture[st
 
 
 def test_everything_about_itrd(capsys: pytest.CaptureFixture[str]) -> None:
-    out = shown(capsys, "methods", "--name", "itrd")
+    out = shown(capsys, "methods", "itrd")
     assert "    c_x = (1/B) sum_b e'_bx f'_bx,        L_corr = log2 sum_x (|c_x - 1|^2)^alpha.\n" in out
     assert "  * the mutual term leaves out both logarithms" in out
     assert "16,512 (trainable parameters, for wrn_40_2 -> wrn_16_2)" in out
@@ -113,8 +113,8 @@ def test_everything_about_itrd(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_other_names_and_unknown_methods(capsys: pytest.CaptureFixture[str]) -> None:
-    assert shown(capsys, "methods", "--name", "ft").startswith("factor: FT\n")
-    assert "unknown method 'hnit'; did you mean 'hint'?" in refused(capsys, "methods", "--name", "hnit")
+    assert shown(capsys, "methods", "ft").startswith("factor: FT\n")
+    assert "unknown method 'hnit'; did you mean 'hint'?" in refused(capsys, "methods", "hnit")
 
 
 def test_recipes_do_not_load_torch() -> None:

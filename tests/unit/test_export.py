@@ -29,6 +29,7 @@ from itrd.cli import main
 from itrd.engine import zoo
 from itrd.engine.checkpoint import save_weights
 from itrd.engine.files import sha256_of
+from itrd.engine.metrics import accuracy_text
 from itrd.engine.networks import load_network
 from itrd.errors import RunFolderError, UserError
 from itrd.export.card import model_card
@@ -199,6 +200,12 @@ def test_moving_average_and_folder_of_images() -> None:
     matter = yaml.safe_load(text.split("---")[1])
     assert matter["model-index"][0]["results"][0]["metrics"][0]["value"] == 60.0
     assert "datasets" not in matter  # no name that the Hub knows
+
+
+def test_accuracy_among_the_first_five_is_told_where_there_are_more_classes() -> None:
+    found = {"top1": 50.0, "top5": 75.0, "loss": 1.0}
+    assert accuracy_text(found, 6) == "top-1 50.00%, top-5 75.00%"
+    assert accuracy_text(found, 5) == "top-1 50.00%"
 
 
 def test_network_of_the_zoo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

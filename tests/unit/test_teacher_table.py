@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 
 import itrd
 from itrd.data import load_dataset
 from itrd.data.device import DeviceImages
 from itrd.data.plan import EpochPlan, plan_epoch
 from itrd.engine.device import autocast
+from itrd.engine.launch import Launch
 from itrd.engine.table import DeviceRows, TeacherTable
+from itrd.engine.team import Team
 from itrd.errors import DataError
 from itrd.models import create_model
 
@@ -95,6 +100,34 @@ def test_the_table_can_be_filled_ahead(tmp_path: Path, data: Any, images: Device
         assert torch.equal(mine.logits, theirs.logits)
         assert torch.equal(mine.embedding, theirs.embedding)
     assert ahead.computed == everything
+
+
+def test_the_processes_of_a_run_fill_a_part_each(tmp_path: Path, data: Any, images: DeviceImages) -> None:
+    tables = [open_table(tmp_path, data, images, teacher()) for _ in range(3)]
+    everything = len(images) * images.num_views
+    waited = Barrier(3)
+
+    class Member(Team):
+        def most(self, number: int) -> int:
+            waited.wait(timeout=300)
+            return number
+
+    teams = [Member(Launch(rank=rank, size=3)) for rank in range(3)]
+    with ThreadPoolExecutor(3) as threads:
+        assert list(threads.map(lambda table, team: table.fill(team=team), tables, teams)) == [0, 0, 0]
+    assert [table.computed for table in tables] == [everything / 3] * 3
+    assert all(table.file.filled.all() for table in tables)
+
+
+def test_runs_that_commit_at_once_lose_no_rows(tmp_path: Path, data: Any, images: DeviceImages) -> None:
+    table = open_table(tmp_path, data, images, teacher())
+    with ThreadPoolExecutor(1) as thread:
+        with FileLock(table.file.folder / "filled.lock"):
+            rows = thread.submit(table.epoch, plan(1, images))
+            with pytest.raises(TimeoutError):
+                rows.result(timeout=2)
+        rows.result(timeout=60)
+    assert open_table(tmp_path, data, images, teacher()).file.filled.sum() == 48
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

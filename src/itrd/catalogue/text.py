@@ -18,7 +18,7 @@ def listing() -> str:
     """Write two or three lines about each method."""
     head = (
         f"Extra parameters and published accuracy (top-1 on CIFAR-100, percent) are for {EXAMPLE}. "
-        "Everything about one: itrd methods --name NAME"
+        "Everything about one: itrd methods NAME"
     )
     return "\n".join([textwrap.fill(head, _WIDTH), "", *(_entry(method) for method in all_facts())])
 

@@ -22,6 +22,7 @@ def plan(
     zoo: str = "zoo",
     device: str = "auto",
     all: bool = False,
+    rows: int = 40,
 ) -> None:
     """List the benchmark's cells in order of priority: what they cost, which are done.
 
@@ -35,6 +36,7 @@ def plan(
         zoo: folder of the teachers.
         device: what costs are for: auto, cpu, cuda or cuda:N.
         all: list finished cells, too.
+        rows: list at most this many; 0 for all of them.
     """
     from itrd.bench.ledger import Ledger
     from itrd.bench.schedule import plan as make_plan
@@ -44,16 +46,16 @@ def plan(
     chosen, cells = selected(track, pairs, methods, seeds)
     lines = make_plan(chosen, cells, Ledger(Path(results)), runs=Path(out), zoo=Path(zoo), device=device)
     table = text_table("", "cell", "state", "cost", "basis", "top-1")
-    left = 0.0
-    for number, line in enumerate(lines, 1):
-        if line.state == "done" and not all:
-            continue
-        left += line.cost.seconds if line.state != "done" else 0.0
+    listed = [(number, line) for number, line in enumerate(lines, 1) if all or line.state != "done"]
+    for number, line in listed[: rows or None]:
         top1 = "" if line.top1 is None else f"{line.top1:.2f}%"
         cost = duration(line.cost.seconds)
         table.add_row(str(number), line.cell.name, line.state, cost, line.cost.basis, top1)
     show_table(table)
+    if 0 < rows < len(listed):
+        print(f"and {len(listed) - rows:,} more; --rows 0 lists all, --pairs, --methods and --seeds choose")
     done = sum(line.state == "done" for line in lines)
+    left = sum(line.cost.seconds for line in lines if line.state != "done")
     rough = any(line.cost.basis == "estimate" for line in lines if line.state != "done")
     print(
         f"{len(lines)} cells of track {chosen.name}, {done} done; the others cost about {duration(left)} "

@@ -54,6 +54,7 @@ def measure(
     """
     from itrd.api import evaluate
     from itrd.data.opening import Reading, read_dataset
+    from itrd.engine.metrics import accuracy_text
     from itrd.engine.networks import load_network
     from itrd.engine.run import check_classes, data_of
 
@@ -76,7 +77,7 @@ def measure(
     )
     print(
         f"{network.arch} ({network.source}) on {dataset.name}, {len(dataset.test)} test images: "
-        f"top-1 {found['top1']:.2f}%, top-5 {found['top5']:.2f}%, loss {found['loss']:.4f}"
+        f"{accuracy_text(found, dataset.num_classes)}, loss {found['loss']:.4f}"
     )
 
 

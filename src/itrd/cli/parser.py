@@ -47,7 +47,7 @@ VERBS: dict[str, Any] = {
     "report": bench.report,
 }
 # Verb -> the argument that needs no flag.
-POSITIONAL = {"datasets": "data"}
+POSITIONAL = {"datasets": "data", "methods": "name"}
 # Verbs that have verbs of their own.
 GROUPS: dict[str, tuple[str, dict[str, Any]]] = {
     "bench": (

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from itrd.engine.config import DistillConfig, RunConfig, TrainConfig
 from itrd.engine.launch import launched
+from itrd.engine.metrics import accuracy_text
 from itrd.engine.record import Result
 from itrd.engine.run import prepare_distill, prepare_train
 from itrd.engine.trainer import Trainer
@@ -118,7 +119,7 @@ def _summary(trainer: Trainer, result: Result) -> None:
     last, best = result.last, result.best
     if last.test:
         print(
-            f"top-1 {last.test['top1']:.2f}%, top-5 {last.test['top5']:.2f}% after the last epoch "
+            f"{accuracy_text(last.test, trainer.data.num_classes)} after the last epoch "
             f"(best epoch, chosen on the test set: {best.test['top1']:.2f}% in epoch {best.epoch})"
         )
     else:

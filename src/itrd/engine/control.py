@@ -21,10 +21,10 @@ from torch import nn
 from itrd.data.datasets import ImageDataset
 from itrd.engine.config import DistillConfig, RunConfig, TrainConfig
 from itrd.engine.files import write_json
-from itrd.engine.launch import launched
 from itrd.engine.networks import TrainedNetwork, load_network
 from itrd.engine.record import Result
 from itrd.engine.run import data_of, get_data, prepare_distill, prepare_train, sized_for
+from itrd.engine.team import join
 from itrd.engine.trainer import Trainer
 from itrd.errors import RunFolderError, UserError
 from itrd.methods.objective import Objective
@@ -123,13 +123,15 @@ def run_seeds(
     Raises:
         UserError: anything that cannot work.
     """
+    team, _ = join(config)
     folder = _folder(config)
-    if config.teacher_logits is None:
-        teacher = teacher or load_network(config.teacher)
-        if config.data is None and data is None:
-            config = replace(config, data=data_of(teacher))
-        config = sized_for(teacher, config, data)
-    data = get_data(config.resolved(), data, config.student if student is None else None)
+    with team.one_by_machine():
+        if config.teacher_logits is None:
+            teacher = teacher or load_network(config.teacher)
+            if config.data is None and data is None:
+                config = replace(config, data=data_of(teacher))
+            config = sized_for(teacher, config, data)
+        data = get_data(config.resolved(), data, config.student if student is None else None)
     if data.reading is not None:  # the data is given to every run as it was read here
         config = replace(config, image_size=data.reading.image_size)
     if not len(data.test) or not data.labelled:
@@ -152,7 +154,7 @@ def run_seeds(
             with prepare_train(control, model=copy.deepcopy(initial), data=data) as trainer:
                 alone[seed] = fit(trainer)
     found = Compared(distilled, alone, folder)
-    if folder is not None and launched().rank == 0:
+    if folder is not None and team.leads:
         write_json(folder / COMPARISON, found.document())
     return found
 

@@ -110,3 +110,9 @@ def accuracies(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
     """Top-1 and top-5 accuracy of a batch in percent, as scalars on the device."""
     n = labels.shape[0]
     return {f"top{k}": correct_at(logits, labels, k) * (100.0 / n) for k in (1, 5)}
+
+
+def accuracy_text(found: Mapping[str, float], classes: int) -> str:
+    """Accuracies for people to read; top-5 only where there are more than five classes to choose from."""
+    top1 = f"top-1 {found['top1']:.2f}%"
+    return f"{top1}, top-5 {found['top5']:.2f}%" if classes > 5 else top1

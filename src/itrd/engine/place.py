@@ -20,6 +20,7 @@ from itrd.engine.config import RunConfig
 from itrd.engine.given import GivenLogits, GivenRows
 from itrd.engine.table import TABULAR, TeacherTable
 from itrd.engine.task import DistillTask
+from itrd.engine.team import ALONE, Team
 from itrd.errors import UserError
 from itrd.seeds import derive
 
@@ -142,7 +143,12 @@ def place_task(
 
 
 def open_table(
-    task: DistillTask, data: ImageDataset, images: ImageSource, config: RunConfig, device: torch.device
+    task: DistillTask,
+    data: ImageDataset,
+    images: ImageSource,
+    config: RunConfig,
+    device: torch.device,
+    team: Team = ALONE,
 ) -> TeacherTable | GivenRows | None:
     """Open the table of teacher outputs, if this run is to use one and its methods can.
 
@@ -174,5 +180,5 @@ def open_table(
         Path(folder), task.observe_teacher, task.teacher, data, images, config.precision, batch
     )
     if getattr(config, "fill_table", False):
-        table.fill()
+        table.fill(team=team)
     return table

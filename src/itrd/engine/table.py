@@ -14,6 +14,7 @@ On disk, in a folder named after the key:
     logits.bin        N * V rows of K numbers
     embedding.bin     N * V rows of D numbers
     filled.bin        N * V bits: which rows are valid; replaced as a whole after the rows are flushed
+    filled.lock       held while the bits are replaced
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
+from filelock import FileLock
 from torch import Tensor, nn
 
 from itrd.data.datasets import ImageDataset
@@ -36,6 +38,7 @@ from itrd.data.plan import EpochPlan
 from itrd.data.source import ImageSource
 from itrd.engine.device import autocast
 from itrd.engine.files import read_json, write_atomically, write_json
+from itrd.engine.team import ALONE, Team
 from itrd.errors import DataError
 from itrd.models.base import Outputs
 from itrd.models.observe import Observer
@@ -159,10 +162,13 @@ class TableFile:
         """Make what was written durable: rows first, then the bits that declare them valid."""
         for store, _ in self._parts.values():
             store.flush()
-        both = self.filled | self._read_filled()  # another run may have filled other rows meanwhile
-        write_atomically(self.folder / "filled.bin", np.packbits(both).tobytes())
-        # Rows that the other run declared valid were written to the same files.
-        self.filled = both
+        with FileLock(self.folder / "filled.lock"):  # or one of two runs that commit at once loses its bits
+            self.refresh()
+            write_atomically(self.folder / "filled.bin", np.packbits(self.filled).tobytes())
+
+    def refresh(self) -> None:
+        """Take notice of the rows that other runs have committed meanwhile: they were written to the same files."""
+        self.filled |= self._read_filled()
 
 
 def _torch_carrier(dtype: torch.dtype) -> torch.dtype:
@@ -294,12 +300,18 @@ class TeacherTable:
             }
         return EpochRows(found["logits"], found.get("embedding"))
 
-    def fill(self, most: int | None = None) -> int:
-        """Compute rows that are not there yet, all of them or the first ``most``; return how many are still missing."""
+    def fill(self, most: int | None = None, team: Team = ALONE) -> int:
+        """Compute rows that are not there yet, all of them or the first ``most``; return how many are still missing.
+
+        The processes of a team that share the folder compute a part each.
+        """
         missing = np.flatnonzero(~self.file.filled)
         now = missing[:most]
-        for start in range(0, len(now), COMMIT_EVERY):
-            self._compute(now[start : start + COMMIT_EVERY])
+        own = np.array_split(now, team.size)[team.rank]
+        for start in range(0, len(own), COMMIT_EVERY):
+            self._compute(own[start : start + COMMIT_EVERY])
+        team.most(0)  # wait until all have committed
+        self.file.refresh()
         return len(missing) - len(now)
 
     def _compute(self, missing: np.ndarray) -> None:

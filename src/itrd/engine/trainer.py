@@ -117,7 +117,7 @@ class Trainer:
         team.copy_from_leader(task.state_dict().values())  # a student that was given may have any weights
         self.average = None if config.ema is None else MovingAverage(task.student, config.ema)
         self._stages = stages_of(task, config)
-        self._table = open_table(task, data, self.train_images, config, self.device)
+        self._table = open_table(task, data, self.train_images, config, self.device, team)
         self.position = Position(self.device)
         self.provenances: list[dict[str, Any]] = []  # of every process that worked on this run
         self._saved: str | None = None  # where the last good checkpoint continues

@@ -95,7 +95,7 @@ def _accuracy(config: Config, record: Config) -> str:
     for which, said in _WEIGHTS.items():
         top1 = _top1(record, which)
         if top1 is not None:
-            top5 = record[which]["test"].get("top5")
+            top5 = record[which]["test"].get("top5") if config["num_classes"] > 5 else None
             here = " (these weights)" if which == exported else ""
             rows.append([f"{said}{here}", f"{top1:.2f}", "" if top5 is None else f"{top5:.2f}"])
     if not rows:
