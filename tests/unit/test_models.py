@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from itrd.errors import UnknownNameError, UserError
 from itrd.models import BENCHMARK_MODELS, create_model
+from itrd.models._common import channel_shuffle, conv
 from itrd.models.base import FeatureNet, Outputs
 
 # Parameters at 100 classes, channels and sizes of the maps, size of the embedding, shape of the stem.
@@ -307,3 +308,29 @@ def test_compiles_to_one_graph(name: str) -> None:
     torch.testing.assert_close(got.logits, want.logits)
     for (key, a), b in zip(net.state_dict().items(), twin.state_dict().values(), strict=True):
         torch.testing.assert_close(a, b, msg=key)
+
+
+@pytest.mark.parametrize(("size", "stride", "kernel"), [(8, 2, 3), (7, 2, 3), (9, 3, 5), (4, 2, 1)])
+def test_depthwise_convolutions_with_a_stride_train_as_ever(size: int, stride: int, kernel: int) -> None:
+    layer = conv(6, 6, kernel, stride, groups=6).double()
+    plain = nn.Conv2d(6, 6, kernel, stride, padding=kernel // 2, groups=6, bias=False).double()
+    plain.load_state_dict(layer.state_dict())
+    x = torch.randn(4, 6, size, size, dtype=torch.float64)
+    found = []
+    for net in (layer.train(), plain):
+        given = x.clone().to(memory_format=torch.channels_last).requires_grad_()
+        out = net(given)
+        (out * torch.arange(out.numel()).view_as(out)).sum().backward()
+        found.append((out, given.grad, net.weight.grad))
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-13, atol=1e-13)
+    assert torch.equal(layer.eval()(x), plain(x))
+
+
+def test_shuffled_channels_keep_their_order_in_memory() -> None:
+    x = torch.arange(2 * 6 * 3 * 4.0).view(2, 6, 3, 4)
+    order = [0, 2, 4, 1, 3, 5]  # three groups of two: the first of each, then the second of each
+    for form in (torch.contiguous_format, torch.channels_last):
+        shuffled = channel_shuffle(x.contiguous(memory_format=form), 3)
+        assert torch.equal(shuffled, x[:, order])
+        assert shuffled.is_contiguous(memory_format=form)

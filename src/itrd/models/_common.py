@@ -5,13 +5,32 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import cast
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+class SpacedDepthwise(nn.Conv2d):
+    """A depthwise convolution with a stride, trained fast on a CPU, too.
+
+    oneDNN computes the gradient of its input 20 to 100 times slower than that of a depthwise convolution without a
+    stride (3.x, measured on AVX-512). In training on a CPU the convolution is therefore computed at every place, and
+    the places between are dropped: the same function, with four times the few multiplications at stride 2.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, H, W) to (B, C, H', W')."""
+        if not self.training or x.device.type != "cpu":
+            return super().forward(x)
+        everywhere = F.conv2d(x, self.weight, self.bias, 1, self.padding, self.dilation, self.groups)
+        rows, columns = self.stride
+        return F.avg_pool2d(everywhere, 1, (rows, columns))
+
+
 def conv(c_in: int, c_out: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
     """Build a convolution without bias that keeps the size at stride 1."""
-    return nn.Conv2d(c_in, c_out, kernel, stride, padding=kernel // 2, groups=groups, bias=False)
+    kind = SpacedDepthwise if groups == c_in == c_out and stride > 1 else nn.Conv2d
+    return kind(c_in, c_out, kernel, stride, padding=kernel // 2, groups=groups, bias=False)
 
 
 def init_fan_out(net: nn.Module) -> None:
@@ -50,6 +69,11 @@ def pool_window(x: Tensor, size: int) -> Tensor:
 
 def channel_shuffle(x: Tensor, groups: int) -> Tensor:
     """Deal the channels of (B, C, H, W) out over the groups, so that the next grouped layer mixes them."""
+    if x.is_contiguous(
+        memory_format=torch.channels_last
+    ):  # and so is the result: the next layers are made for it
+        last = x.permute(0, 2, 3, 1)
+        return last.unflatten(3, (groups, -1)).transpose(3, 4).flatten(3).permute(0, 3, 1, 2)
     return x.unflatten(1, (groups, -1)).transpose(1, 2).flatten(1, 2)
 
 
