@@ -3,10 +3,10 @@
     python benchmarks/floors.py [--precision bf16] [--batch_size 64] [--measured throughput.json]
 
 Arithmetic: floating-point operations of the student's forward and backward pass and of the teacher's forward pass,
-counted by torch, over the rate of a large matrix product measured here. Bytes: every convolution, batch norm, ReLU and
-linear layer reads its input and writes its output once (forward), and reads and writes as much again twice (backward),
-over the rate of a large copy measured here. No kernel can beat the larger of the two for its network; fusing layers
-lowers the second. Weights and optimiser state are counted once per step.
+counted by torch, over the rate of a large matrix product or convolution measured here, whichever is higher. Bytes:
+every convolution, batch norm, ReLU and linear layer reads its input and writes its output once (forward), and reads and
+writes as much again twice (backward), over the rate of a large copy measured here. No kernel can beat the larger of the
+two for its network; fusing layers lowers the second. Weights and optimiser state are counted once per step.
 
 With the numbers that `throughput.py --out FILE` wrote, the table says what a step took on the same machine, with a live
 teacher and with the teacher's table, and how many times its floor that is.
@@ -49,10 +49,17 @@ def best_time(work: object, device: torch.device, repeats: int = 7) -> float:
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """Operations per second of a square matrix product."""
+    """Operations per second of a square matrix product or of a 3x3 convolution, whichever does more."""
     n = 8192 if device.type == "cuda" else 2048
     a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
-    return 2 * n**3 / best_time(lambda: a @ b, device)
+    product = 2 * n**3 / best_time(lambda: a @ b, device)
+    batch, channels, size = 64 * (16 if device.type == "cuda" else 1), 256, 16
+    layer = nn.Conv2d(channels, channels, 3, padding=1, bias=False, device=device, dtype=dtype)
+    x = torch.randn(batch, channels, size, size, device=device, dtype=dtype)
+    x, layer = x.to(memory_format=torch.channels_last), layer.to(memory_format=torch.channels_last)
+    with torch.no_grad():
+        convolution = 2 * batch * size**2 * 9 * channels**2 / best_time(lambda: layer(x), device)
+    return max(product, convolution)
 
 
 def peak_bytes(device: torch.device) -> float:
@@ -85,16 +92,24 @@ def forward_bytes(net: nn.Module, images: Tensor, itemsize: int) -> int:
     return total
 
 
-def measured_steps(file: Path | None, batch_size: int, precision: str) -> dict[str, tuple[float, float]]:
-    """Pair -> milliseconds of a step with a live teacher and with its table, from throughput.py's file."""
-    if file is None:
-        return {}
-    rates = json.loads(file.read_text())["images_per_second"]
-    live = f"live {precision}"
-    return {
-        pair: (1000 * batch_size / found[live][0], 1000 * batch_size / found["table"][0])
-        for pair, found in rates.items()
-    }
+def pair_floors(
+    pair: tuple[str, str], batch_size: int, itemsize: int, flops: float, rate: float
+) -> dict[str, float]:
+    """Milliseconds of arithmetic and of memory traffic of a pair's student and teacher."""
+    images, found = torch.zeros(1, 3, 32, 32), {}
+    for role, name, passes in (("student", pair[1], 3), ("teacher", pair[0], 1)):
+        net = create_model(name, 100).eval()
+        moved = passes * forward_bytes(net, images, itemsize) * batch_size
+        if role == "student":
+            moved += 5 * 4 * sum(p.numel() for p in net.parameters())  # weight, gradient, momentum
+        found[f"{role} arithmetic"] = 1000 * passes * forward_flops(net, images) * batch_size / flops
+        found[f"{role} bytes"] = 1000 * moved / rate
+    return found
+
+
+def floor(found: dict[str, float], roles: tuple[str, ...]) -> float:
+    """The larger of arithmetic and memory traffic, summed over networks."""
+    return sum(max(found[f"{role} arithmetic"], found[f"{role} bytes"]) for role in roles)
 
 
 def main() -> None:
@@ -106,39 +121,44 @@ def main() -> None:
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="bf16")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--measured", type=Path, help="what throughput.py --out wrote")
+    parser.add_argument("--out", type=Path, help="write the numbers as JSON, too")
     arguments = parser.parse_args()
     device = resolve_device(arguments.device)
     dtype = torch.bfloat16 if arguments.precision == "bf16" else torch.float32
     flops, rate = peak_flops(device, dtype), peak_bytes(device)
-    measured = measured_steps(arguments.measured, arguments.batch_size, arguments.precision)
-    images = torch.zeros(1, 3, 32, 32)
+    case = (arguments.batch_size, dtype.itemsize, flops, rate)
+    floors = {f"{pair.teacher}:{pair.student}": pair_floors(pair, *case) for pair in PAIRS}
     table = Table(
         title=f"floors of a step, ms, batch {arguments.batch_size}, {arguments.precision}: "
-        f"{flops / 1e9:,.0f} GFLOP/s (matrix product), {rate / 1e9:.1f} GB/s (copy)",
+        f"{flops / 1e9:,.0f} GFLOP/s (product or convolution), {rate / 1e9:.1f} GB/s (copy)",
         caption=machine(device),
     )
-    columns = ["pair", "student arithmetic", "student bytes", "teacher arithmetic", "teacher bytes"]
+    measured = {}
+    if arguments.measured:
+        measured = json.loads(arguments.measured.read_text())["images_per_second"]
+    columns = ["pair", *next(iter(floors.values()))]
     for column in columns + ["live: measured", "× floor", "table: measured", "× floor"] * bool(measured):
         table.add_column(column, justify="right")
-    for pair in PAIRS:
-        floors: list[float] = []
-        for name, passes in ((pair.student, 3), (pair.teacher, 1)):
-            net = create_model(name, 100).eval()
-            work = passes * forward_flops(net, images) * arguments.batch_size
-            moved = passes * forward_bytes(net, images, dtype.itemsize) * arguments.batch_size
-            if passes == 3:
-                moved += 5 * 4 * sum(p.numel() for p in net.parameters())  # weight, gradient, momentum
-            floors += [1000 * work / flops, 1000 * moved / rate]
-        cells = [f"{pair.teacher}\n-> {pair.student}", *(f"{floor:.1f}" for floor in floors)]
-        if measured and f"{pair.teacher}:{pair.student}" in measured:
-            live, table_step = measured[f"{pair.teacher}:{pair.student}"]
-            for time_taken, floor in (
-                (live, max(floors[:2]) + max(floors[2:])),
-                (table_step, max(floors[:2])),
+    for pair, found in floors.items():
+        cells = [pair.replace(":", "\n-> "), *(f"{value:.1f}" for value in found.values())]
+        if pair in measured:
+            rates = measured[pair]
+            for column, roles in (
+                (f"live {arguments.precision}", ("student", "teacher")),
+                ("table", ("student",)),
             ):
-                cells += [f"{time_taken:.1f}", f"{time_taken / floor:.1f}"]
+                taken = 1000 * arguments.batch_size / rates[column][0]
+                cells += [f"{taken:.1f}", f"{taken / floor(found, roles):.1f}"]
         table.add_row(*cells)
     Console(width=140).print(table)
+    if arguments.out:
+        facts = {"machine": machine(device), "flops": flops, "bytes_per_second": rate}
+        facts |= {
+            "batch_size": arguments.batch_size,
+            "precision": arguments.precision,
+            "milliseconds": floors,
+        }
+        arguments.out.write_text(json.dumps(facts, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -247,3 +247,9 @@ def test_blocks_and_remarks_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyP
     page.write_text("<!-- test: skip -->\n")
     with pytest.raises(docs_blocks.PageError):
         docs_blocks.blocks_of(page)
+
+
+def test_tables_of_performance_are_those_that_were_measured() -> None:
+    command = [sys.executable, str(ROOT / "benchmarks" / "page.py"), "--check"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "docs/performance.md: as measured\n"), done.stderr
