@@ -298,7 +298,7 @@ def test_a_fetched_file_is_what_its_name_says(
         url = f"{address}/net-{digest}.pth"
         transforms = staticmethod(lambda: torchvision.transforms._presets.ImageClassification(crop_size=64))
 
-    monkeypatch.setattr(hubs._Torchvision, "_weights", lambda self, name: Weights)
+    monkeypatch.setattr(hubs.Torchvision, "_weights", lambda self, name: Weights)
     for _ in range(2):  # the second time from the cache
         loaded = load_network(f"torchvision:{TORCHVISION}")
         assert all(torch.equal(value, state[key]) for key, value in loaded.net.state_dict().items())

@@ -1,0 +1,140 @@
+"""Networks of other libraries by name: ``timm:NAME``, ``torchvision:NAME``, ``hf:ORG/NAME`` (transformers).
+
+``@FILE`` after the name takes the weights from a file (.safetensors, .pth), ``@pretrained`` the library's own. Weights
+files are fetched by the libraries' own clients, into their caches, and read by :mod:`itrd.engine.checkpoint`
+alone, so that nothing a file says is executed. Code that comes with a model on a hub is never run.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from itrd.engine.checkpoint import read_weights
+from itrd.engine.files import sha256_of
+from itrd.engine.hubs._library import Library, Preprocessing
+from itrd.engine.hubs._timm import Timm
+from itrd.engine.hubs._torchvision import Torchvision
+from itrd.engine.hubs._transformers import Transformers
+from itrd.errors import CheckpointError, UserError
+from itrd.models.observe import last_linear
+
+__all__ = ["PRETRAINED", "HubNetwork", "Preprocessing", "build", "check", "is_hub"]
+
+PRETRAINED = "pretrained"
+_LIBRARIES: dict[str, Library] = {"timm": Timm(), "torchvision": Torchvision(), "hf": Transformers()}
+
+
+@dataclass(frozen=True)
+class HubNetwork:
+    """A network of a library.
+
+    Attributes:
+        net: the network.
+        arch: its name without weights, ``timm:resnet18``; ``net.arch`` is the same.
+        num_classes: K.
+        source: name, with the file its weights are from, or ``fresh``.
+        sha256: checksum of that file; None for fresh weights.
+        preprocessing: of the library's network of this name; None for fresh weights.
+    """
+
+    net: nn.Module
+    arch: str
+    num_classes: int
+    source: str
+    sha256: str | None
+    preprocessing: Preprocessing | None
+
+
+@dataclass(frozen=True)
+class _Spec:
+    library: str
+    name: str
+    weights: str | None
+
+    @property
+    def arch(self) -> str:
+        return f"{self.library}:{self.name}"
+
+
+def is_hub(spec: str) -> bool:
+    """Whether a name begins with one of the libraries."""
+    return spec.partition(":")[0] in _LIBRARIES and ":" in spec
+
+
+def check(spec: str) -> None:
+    """Refuse a name that its library does not know, before anything is built or fetched.
+
+    Raises:
+        UserError: the library is not installed, or knows no such network, or the weights file is missing.
+    """
+    parsed = _parse(spec)
+    _LIBRARIES[parsed.library].check(parsed.name)
+    if parsed.weights not in (None, PRETRAINED) and not Path(str(parsed.weights)).is_file():
+        raise CheckpointError(f"no weights at {parsed.weights}; give a .safetensors or .pth file after the @")
+
+
+def build(spec: str, num_classes: int | None = None, *, pretrained: bool = False) -> HubNetwork:
+    """Build a network of a library.
+
+    Args:
+        spec: name, perhaps with weights.
+        num_classes: K; where the weights are for another number, the classifier gets fresh weights from the global
+            generator. None for the number that the weights have.
+        pretrained: take the library's weights where the name does not say which.
+
+    Raises:
+        UserError: no such library, network or weights, or they cannot be fetched.
+        CheckpointError: the weights are damaged, unsafe or of another network.
+    """
+    check(spec)
+    parsed = _parse(spec)
+    library = _LIBRARIES[parsed.library]
+    weights = parsed.weights or (PRETRAINED if pretrained else None)
+    if weights is None:
+        net = library.create(parsed.name, num_classes)
+        path: Path | None = None
+    else:
+        path = library.fetch(parsed.name) if weights == PRETRAINED else Path(weights)
+        net = library.load(parsed.name, _read(path), str(path))
+    classes = _classes(net, parsed.arch)
+    if num_classes is not None and num_classes != classes:
+        library.reset_classifier(net, num_classes)
+        classes = num_classes
+    net.arch = parsed.arch  # type: ignore[assignment]
+    return HubNetwork(
+        net.eval(),
+        parsed.arch,
+        classes,
+        f"{parsed.arch} (fresh)" if path is None else f"{parsed.arch} ({path})",
+        None if path is None else sha256_of(path),
+        None if path is None else library.preprocessing(parsed.name),
+    )
+
+
+def _parse(spec: str) -> _Spec:
+    library, _, rest = spec.partition(":")
+    name, _, weights = rest.partition("@")
+    if not name:
+        raise UserError(f"{spec!r} names no network; write {library}:NAME, or {library}:NAME@FILE")
+    return _Spec(library, name, weights or None)
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    if path.suffix not in (".safetensors", ".pth", ".pt", ".bin"):
+        raise CheckpointError(f"{path} is neither a .safetensors nor a .pth file; choose other weights")
+    return read_weights(path)[0]
+
+
+def _classes(net: nn.Module, arch: str) -> int:
+    said = getattr(getattr(net, "config", None), "num_labels", None) or getattr(net, "num_classes", None)
+    if isinstance(said, int) and said > 0:
+        return said
+    last = last_linear(net)
+    if last is None:
+        raise UserError(
+            f"{arch} has no linear layer, so its number of classes cannot be told; choose another network"
+        )
+    return int(net.get_submodule(last).out_features)  # type: ignore[arg-type]
