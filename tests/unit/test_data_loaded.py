@@ -296,7 +296,7 @@ def test_an_iterable_is_read_into_memory_once(monkeypatch: pytest.MonkeyPatch) -
     data = read_dataset((Stream(), Pictures(6)))
     assert isinstance(data.train, Split)
     np.testing.assert_array_equal(data.train.images[5].transpose(1, 2, 0), pixels(5))
-    monkeypatch.setattr("itrd.data.opening.RESIDENT_LIMIT", 1000)
+    monkeypatch.setattr("itrd.data.resident.RESIDENT_LIMIT", 1000)
     with pytest.raises(DataError, match="can only be iterated, and more than 1,000 bytes"):
         read_dataset((Stream(), Pictures(6)))
 

@@ -11,7 +11,8 @@ import numpy as np
 from itrd.data.datasets import AnySplit, ImageDataset, Split
 from itrd.data.decode import CorruptImageError
 from itrd.data.lazy import LazySplit, evenly
-from itrd.data.opening import Reading, checked, open_dataset
+from itrd.data.opening import Reading, open_dataset
+from itrd.data.resident import checked
 from itrd.data.views import Crop, fit
 
 _NAMED = 5  # corrupt images that are named

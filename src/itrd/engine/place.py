@@ -13,7 +13,7 @@ from torch import nn
 from itrd.data.datasets import AnySplit, ImageDataset, Split
 from itrd.data.device import DeviceImages
 from itrd.data.loaded import LoadedImages
-from itrd.data.opening import cores
+from itrd.data.resident import cores
 from itrd.data.source import ImageSource
 from itrd.data.views import UNLIMITED, Augmentation, Crop
 from itrd.engine.config import RunConfig
