@@ -70,7 +70,7 @@ class Series:
         slope, offset = np.polyfit(x, y, 1)
         unexplained = ((y - offset - slope * x) ** 2).sum() / max(((y - y.mean()) ** 2).sum(), 1e-30)
         exponent = np.log(y[-1] / y[0]) / np.log(x[-1] / x[0])
-        offset = offset if abs(offset) > 1e-9 * y.max() else 0.0  # of rounding
+        offset = offset if abs(offset) > 1e-9 * y.max() else 0.0  # a line through 0 misses it by rounding
         return float(offset), float(slope), float(1 - unexplained), float(exponent)
 
 

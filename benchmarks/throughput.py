@@ -145,9 +145,9 @@ def main() -> None:
         table.add_row(text.replace(":", "\n-> "), *cells)
     Console(width=150).print(table)
     if arguments.out:
-        arguments.out.write_text(
-            json.dumps({"machine": machine(device), "images_per_second": results}, indent=2) + "\n"
-        )
+        settings = {k: getattr(arguments, k) for k in ("batch_size", "steps", "epochs", "workers")}
+        found = {"machine": machine(device), **settings, "images_per_second": results}
+        arguments.out.write_text(json.dumps(found, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -311,20 +311,32 @@ def test_compiles_to_one_graph(name: str) -> None:
 
 
 @pytest.mark.parametrize(("size", "stride", "kernel"), [(8, 2, 3), (7, 2, 3), (9, 3, 5), (4, 2, 1)])
-def test_depthwise_convolutions_with_a_stride_train_as_ever(size: int, stride: int, kernel: int) -> None:
-    layer = conv(6, 6, kernel, stride, groups=6).double()
-    plain = nn.Conv2d(6, 6, kernel, stride, padding=kernel // 2, groups=6, bias=False).double()
-    plain.load_state_dict(layer.state_dict())
-    x = torch.randn(4, 6, size, size, dtype=torch.float64)
+@pytest.mark.parametrize("form", [torch.contiguous_format, torch.channels_last])
+def test_depthwise_convolutions_with_a_stride_train_as_ever(
+    size: int, stride: int, kernel: int, form: torch.memory_format
+) -> None:
+    layer = conv(6, 6, kernel, stride, groups=6)
+    plain = nn.Conv2d(6, 6, kernel, stride, padding=kernel // 2, groups=6, bias=False)
+    # Small whole numbers, which bf16 holds exactly: so are the sums of either way, in whatever order.
+    with torch.no_grad():
+        for net in (layer, plain):
+            net.weight.copy_(torch.arange(net.weight.numel()).view_as(net.weight) % 3)
+    x = torch.randint(0, 3, (2, 6, size, size)).float()
     found = []
     for net in (layer.train(), plain):
-        given = x.clone().to(memory_format=torch.channels_last).requires_grad_()
-        out = net(given)
-        (out * torch.arange(out.numel()).view_as(out)).sum().backward()
+        given = x.contiguous(memory_format=form).requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16):
+            out = net(given)
+        (out * (torch.arange(out.numel()).view_as(out) % 2)).sum().backward()
+        assert out.dtype == torch.bfloat16
         found.append((out, given.grad, net.weight.grad))
+    assert type(found[0][0].grad_fn) is not type(found[1][0].grad_fn)  # two ways indeed
     for ours, theirs in zip(*found, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-13, atol=1e-13)
-    assert torch.equal(layer.eval()(x), plain(x))
+        assert torch.equal(ours, theirs)
+    assert found[0][0].is_contiguous(memory_format=form)
+    assert type(layer(x).grad_fn) is type(plain(x).grad_fn)  # fp32 and evaluation go the usual way
+    with torch.autocast("cpu", torch.bfloat16):
+        assert type(layer.eval()(x).grad_fn) is type(plain(x).grad_fn)
 
 
 def test_shuffled_channels_keep_their_order_in_memory() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import TimeoutError as Timeout  # not the built-in one before Python 3.11
 from pathlib import Path
 from threading import Barrier
 from typing import Any
@@ -119,15 +120,35 @@ def test_the_processes_of_a_run_fill_a_part_each(tmp_path: Path, data: Any, imag
     assert all(table.file.filled.all() for table in tables)
 
 
+@pytest.mark.parametrize("shared", [True, False])
+def test_processes_that_find_different_tables_fill_all_of_it(
+    tmp_path: Path, data: Any, images: DeviceImages, shared: bool
+) -> None:
+    class Member(Team):
+        def most(self, number: int) -> int:
+            return number
+
+    for rank in range(2):  # the second opens what the first has filled, or a folder of another machine
+        table = open_table(tmp_path / ("" if shared else str(rank)), data, images, teacher())
+        assert table.fill(team=Member(Launch(rank=rank, size=2))) == 0
+        assert table.file.filled.all()
+
+
 def test_runs_that_commit_at_once_lose_no_rows(tmp_path: Path, data: Any, images: DeviceImages) -> None:
-    table = open_table(tmp_path, data, images, teacher())
+    first, second = (open_table(tmp_path, data, images, teacher()) for _ in range(2))
+    bits = first.file.folder / "filled.bin"
+    unseen = EpochPlan(torch.arange(48), torch.zeros(48, dtype=torch.int64), 16)
     with ThreadPoolExecutor(1) as thread:
-        with FileLock(table.file.folder / "filled.lock"):
-            rows = thread.submit(table.epoch, plan(1, images))
-            with pytest.raises(TimeoutError):
-                rows.result(timeout=2)
-        rows.result(timeout=60)
-    assert open_table(tmp_path, data, images, teacher()).file.filled.sum() == 48
+        with FileLock(first.file.folder / "filled.lock"):
+            waiting = thread.submit(first.epoch, unseen)
+            with pytest.raises(Timeout):
+                waiting.result(timeout=2)
+            second.file.filled[1] = True  # another run, which holds the lock, commits a row
+            bits.write_bytes(np.packbits(second.file.filled).tobytes())
+        waiting.result(timeout=60)
+    found = np.unpackbits(np.fromfile(bits, dtype=np.uint8))
+    assert found.sum() == 49
+    assert found[1]
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

@@ -43,6 +43,8 @@ def plan(
     from itrd.cli.benching import duration, selected
     from itrd.cli.commands import show_table, text_table
 
+    if rows < 0:
+        raise UserError(f"rows must be 0 (all of them) or more, got {rows}")
     chosen, cells = selected(track, pairs, methods, seeds)
     lines = make_plan(chosen, cells, Ledger(Path(results)), runs=Path(out), zoo=Path(zoo), device=device)
     table = text_table("", "cell", "state", "cost", "basis", "top-1")

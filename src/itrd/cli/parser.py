@@ -125,13 +125,13 @@ def build_parser() -> Parser:
 
 
 def _child(name: str, target: Any, about: str) -> Parser:
-    child = Parser(description=about, usage=f"itrd {name} [options]")
+    own = POSITIONAL.get(name)
+    child = Parser(description=about, usage=f"itrd {name} [options]{f' [{own}]' if own else ''}")
     if name in RUNS:
         child.add_argument("--config", action=SettingsFile, help=_CONFIG_HELP)
         child.add_class_arguments(target, as_group=False)
         _own_first(child, target)
     else:
-        own = POSITIONAL.get(name)
         child.add_function_arguments(target, as_group=False, skip={own} if own else None)
         if own:
             child.add_argument(own, nargs="?", type=str, help=_about_argument(target, own))

@@ -64,15 +64,26 @@ def set_float32(precision: str) -> None:
     torch.backends.cudnn.allow_tf32 = precision == "tf32"
 
 
+# Variables that choose what :func:`keep_freed_memory` would choose.
+_MALLOC = (
+    "GLIBC_TUNABLES",
+    "MALLOC_MMAP_MAX_",
+    "MALLOC_MMAP_THRESHOLD_",
+    "MALLOC_TOP_PAD_",
+    "MALLOC_TRIM_THRESHOLD_",
+)
+
+
 def keep_freed_memory() -> None:
     """Have glibc keep what a step frees for the next step, for the rest of the process.
 
     glibc hands blocks above a threshold (128 KiB at first) back to the kernel as soon as they are freed. A step's
-    feature maps are of 1 to 16 MiB: they would be mapped, zeroed and faulted in anew. glibc raises the threshold
-    when it notices, sooner or later. With 32 MiB, the most that it takes, from the start, a step has no page faults
-    and is 5 to 15% faster. With another C library, or where the user has set the threshold, nothing is changed.
+    feature maps are of some MiB: they would be mapped, zeroed and faulted in anew. glibc raises the threshold when it
+    notices, sooner or later; here it is 32 MiB from the start, the most that it takes, and up to 1 GiB that is free
+    stays with the process. With another C library, or where the user has set one of glibc's ``MALLOC_`` variables of
+    these matters (``MALLOC_TRIM_THRESHOLD_``, say), nothing is changed.
     """
-    if "MALLOC_MMAP_THRESHOLD_" in os.environ or "GLIBC_TUNABLES" in os.environ:
+    if any(name in os.environ for name in _MALLOC):
         return
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt

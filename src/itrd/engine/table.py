@@ -162,7 +162,9 @@ class TableFile:
         """Make what was written durable: rows first, then the bits that declare them valid."""
         for store, _ in self._parts.values():
             store.flush()
-        with FileLock(self.folder / "filled.lock"):  # or one of two runs that commit at once loses its bits
+        with FileLock(
+            self.folder / "filled.lock", mode=0o666
+        ):  # or one of two that commit at once loses its bits
             self.refresh()
             write_atomically(self.folder / "filled.bin", np.packbits(self.filled).tobytes())
 
@@ -303,16 +305,29 @@ class TeacherTable:
     def fill(self, most: int | None = None, team: Team = ALONE) -> int:
         """Compute rows that are not there yet, all of them or the first ``most``; return how many are still missing.
 
-        The processes of a team that share the folder compute a part each.
+        The processes of a team compute a part each, as far as they share the folder.
         """
+        if team.size > 1:
+            self._fill_part(team)
         missing = np.flatnonzero(~self.file.filled)
         now = missing[:most]
-        own = np.array_split(now, team.size)[team.rank]
-        for start in range(0, len(own), COMMIT_EVERY):
-            self._compute(own[start : start + COMMIT_EVERY])
-        team.most(0)  # wait until all have committed
-        self.file.refresh()
+        for start in range(0, len(now), COMMIT_EVERY):
+            self._compute(now[start : start + COMMIT_EVERY])
         return len(missing) - len(now)
+
+    def _fill_part(self, team: Team) -> None:
+        """Compute this process's part, in as many pieces as every other: they meet after each, and none waits long.
+
+        The parts follow from the number of rows alone, as processes may open the table at different moments.
+        """
+        rows = len(self.file.filled)
+        size = min(COMMIT_EVERY, -(-rows // team.size))
+        for start in range(0, rows, team.size * size):
+            first = min(start + team.rank * size, rows)
+            piece = np.arange(first, min(first + size, rows))
+            self._compute(piece[~self.file.filled[piece]])
+            team.most(0)
+        self.file.refresh()
 
     def _compute(self, missing: np.ndarray) -> None:
         """Compute and store rows."""

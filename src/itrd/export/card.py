@@ -90,17 +90,19 @@ def _summary(config: Config, record: Config) -> str:
 
 
 def _accuracy(config: Config, record: Config) -> str:
-    rows = []
+    rows: list[list[str]] = []
+    columns = 3 if config["num_classes"] > 5 else 2  # top-5 of five classes is always 100%
     exported = record.get("weights", "last")
     for which, said in _WEIGHTS.items():
         top1 = _top1(record, which)
         if top1 is not None:
-            top5 = record[which]["test"].get("top5") if config["num_classes"] > 5 else None
+            top5 = record[which]["test"].get("top5")
             here = " (these weights)" if which == exported else ""
-            rows.append([f"{said}{here}", f"{top1:.2f}", "" if top5 is None else f"{top5:.2f}"])
+            rows.append([f"{said}{here}", f"{top1:.2f}", "" if top5 is None else f"{top5:.2f}"][:columns])
     if not rows:
         return "Not recorded."
-    lines = ["| | top-1, % | top-5, % |", "|---|---|---|", *("| " + " | ".join(row) + " |" for row in rows)]
+    heads = [["", "top-1, %", "top-5, %"][:columns], ["---"] * columns]
+    lines = ["| " + " | ".join(row) + " |" for row in [*heads, *rows]]
     data = record["data"]
     size = f", {data['test']:,} images" if "test" in data else ""
     where = f"One run, measured on the test set of {data['name']}{size}."
