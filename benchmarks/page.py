@@ -1,11 +1,10 @@
-"""The tables of docs/performance.md, from the files in benchmarks/measured that the benchmarks wrote.
+"""The tables and the plot of docs/performance.md, from the files in benchmarks/measured that the benchmarks wrote.
 
-    python benchmarks/page.py            rewrite the tables
-    python benchmarks/page.py --check    fail if one is not what its files say
+    python benchmarks/page.py            rewrite them
+    python benchmarks/page.py --check    fail if a table is not what its file says
 
 A table stands between ``<!-- measured:KIND MACHINE -->`` and ``<!-- /measured -->``; KIND is a function of this file,
-and MACHINE the first part of its files' names. Of several runs of throughput.py, numbered in their names, the last
-one that measured a pair counts.
+and MACHINE the first part of its files' names.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from floors import floor
-from scaling import Point, Series
+from scaling import Point, Series, plot
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE, MEASURED = ROOT / "docs" / "performance.md", ROOT / "benchmarks" / "measured"
@@ -31,36 +30,27 @@ def read(machine: str, benchmark: str) -> dict[str, Any]:
     return found
 
 
-def rates_of(machine: str) -> tuple[dict[str, Any], list[str]]:
-    """Images per second of every pair, and on which machines and versions they were measured."""
-    runs = [
-        read(machine, path.stem.partition("-")[2])
-        for path in sorted(MEASURED.glob(f"{machine}-throughput-*"))
-    ]
-    rates = {pair: rates for run in runs for pair, rates in run["images_per_second"].items()}
-    lines = []
-    for run in runs:
-        pairs = [pair for pair, found in rates.items() if run["images_per_second"].get(pair) is found]
-        lines.append(f"{run['machine']} ({', '.join(map(named, pairs))})")
-    return rates, lines
-
-
 def throughput(machine: str) -> str:
-    """Images per second of every pair and column."""
-    found, lines = rates_of(machine)
-    columns = list(next(iter(found.values())))
+    """Images per second of every pair and column, and how many times the conventional loop's."""
+    found = read(machine, "throughput")
+    columns = list(next(iter(found["images_per_second"].values())))
     rows = []
-    for pair, rates in found.items():
+    for pair, rates in found["images_per_second"].items():
         base = rates["conventional"][0]
-        cells = [f"{rate:,.0f} ({rate / base:.1f}×)" for rate, _ in rates.values()]
-        rows.append([named(pair), f"{base:,.0f}", *cells[1:]])
-    spread = max(spread for rates in found.values() for _, spread in rates.values())
-    return table(["", *columns], rows) + f"\n\nHalf range at most {spread:.0f}%. {'; '.join(lines)}."
+        cells = [f"{rates[column][0]:,.0f} ({rates[column][0] / base:.1f}×)" for column in columns[1:]]
+        rows.append([named(pair), f"{base:,.0f}", *cells])
+    spread = max(spread for rates in found["images_per_second"].values() for _, spread in rates.values())
+    return table(["", *columns], rows) + (
+        f"\n\nBatch {found['batch_size']}, n = {found['epochs']} epochs of {found['steps']} steps, half range at most "
+        f"{spread:.0f}%. {found['machine']}."
+    )
 
 
 def floors(machine: str) -> str:
     """Floors of every pair, and how many times its floor a step takes."""
-    found, (rates, _) = read(machine, "floors"), rates_of(machine)
+    found, measured = read(machine, "floors"), read(machine, "throughput")
+    if found["batch_size"] != measured["batch_size"]:
+        raise SystemExit("floors.py and throughput.py were run with different batches")
     columns = ["student: arithmetic, bytes", "teacher: arithmetic, bytes", "live teacher", "table"]
     rows = []
     for pair, parts in found["milliseconds"].items():
@@ -72,7 +62,7 @@ def floors(machine: str) -> str:
             (f"live {found['precision']}", ("student", "teacher")),
             ("table", ("student",)),
         ):
-            taken = 1000 * found["batch_size"] / rates[pair][column][0]
+            taken = 1000 * found["batch_size"] / measured["images_per_second"][pair][column][0]
             cells.append(f"{taken:.0f} ({taken / floor(parts, roles):.1f}×)")
         rows.append([named(pair), *cells])
     text = f"{found['flops'] / 1e9:,.0f} GFLOP/s, {found['bytes_per_second'] / 1e9:.0f} GB/s. {found['machine']}."
@@ -89,9 +79,19 @@ def scaling(machine: str) -> str:
         for values in ([p.milliseconds for p in series.points], [p.mebibytes for p in series.points]):
             offset, slope, r2, exponent = series.line(values)
             cells += [f"{offset:.3g} + {slope:.3g} x", f"{r2:.3f}", f"{exponent:.2f}"]
-        rows.append(cells)
-    heads = ["x", "ms", "R²", "exponent", "MiB", "R²", "exponent"]
+        rows.append([*cells[:2], f"{max(p.spread for p in series.points):.0f}%", *cells[2:]])
+    heads = ["x", "ms", "half range at most", "R²", "exponent", "MiB", "R²", "exponent"]
     return table(heads, rows) + f"\n\n{found['machine']}."
+
+
+def draw(machine: str) -> None:
+    """Draw the plot of :func:`scaling`."""
+    found = read(machine, "scaling")
+    series = [
+        Series(given["name"], given["unit"], [Point(**point) for point in given["points"]])
+        for given in found["series"]
+    ]
+    plot(series, PAGE.with_name(f"scaling-{machine}.png"), found["machine"])
 
 
 def named(pair: str) -> str:
@@ -122,8 +122,9 @@ def main() -> int:
     check = parser.parse_args().check
     text = PAGE.read_text(encoding="utf-8")
     new = refreshed(text)
-    if new != text and not check:
+    if not check:
         PAGE.write_text(new, encoding="utf-8")
+        draw("cpu")
     print(f"{PAGE.relative_to(ROOT)}: {'as measured' if new == text else 'stale' if check else 'rewritten'}")
     return int(check and new != text)
 
