@@ -26,7 +26,7 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from itrd.engine.device import resolve_device
+from itrd.engine.device import resolve_device, set_float32
 from itrd.models import create_model
 from itrd.recipes import PAIRS
 
@@ -125,6 +125,9 @@ def main() -> None:
     arguments = parser.parse_args()
     device = resolve_device(arguments.device)
     dtype = torch.bfloat16 if arguments.precision == "bf16" else torch.float32
+    if device.type == "cuda":
+        set_float32(arguments.precision)
+        torch.backends.cudnn.benchmark = True
     flops, rate = peak_flops(device, dtype), peak_bytes(device)
     case = (arguments.batch_size, dtype.itemsize, flops, rate)
     floors = {f"{pair.teacher}:{pair.student}": pair_floors(pair, *case) for pair in PAIRS}

@@ -41,7 +41,7 @@ from memory import peak_on_cpu
 from torch import Tensor
 
 import itrd
-from itrd.engine.device import autocast, resolve_device
+from itrd.engine.device import autocast, resolve_device, set_float32
 from itrd.engine.provenance import provenance
 from itrd.errors import UserError
 from itrd.methods import Batch, Method, Setup, create_method, list_methods, method_class
@@ -66,6 +66,9 @@ class Bench:
     def __init__(self, device: torch.device, precision: str, batch_size: int) -> None:
         torch.manual_seed(0)
         self.device = device
+        if device.type == "cuda":
+            torch.cuda.set_device(device)  # where events are recorded
+            set_float32(precision)
         self.precision = precision
         self.teacher = self._place(create_model(TEACHER, CLASSES)).eval().requires_grad_(False)
         self.student = self._place(create_model(STUDENT, CLASSES)).train()

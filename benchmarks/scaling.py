@@ -147,6 +147,7 @@ class Bench:
             before = torch.cuda.memory_allocated(self.device)
             stepper.take(drawn, None)
             peak = torch.cuda.max_memory_allocated(self.device) - before
+            torch.cuda.synchronize(self.device)  # the run goes on in a stream of its own
         else:
             peak = peak_on_cpu(lambda: stepper.take(drawn, None))
         position.meter.reset()
@@ -160,10 +161,10 @@ class Bench:
             with ExitStack() as stack:
                 net = create_model(self.teacher, 100)
                 trainers = [self.trainer(stack, data, teacher=net, seed=seed) for seed in range(students)]
-                started = time.perf_counter()
                 fit_together(trainers)
-                steps = self.arguments.steps * (self.arguments.epochs + 1)
-                times.append(1000 * (time.perf_counter() - started) / steps)
+                # Every run's epochs last as long as those of all; the first one warms up.
+                seconds = max(sum(e.seconds for e in t.history[1:]) for t in trainers)
+                times.append(1000 * seconds / (self.arguments.steps * self.arguments.epochs))
                 held = sum(held_bytes(trainer) for trainer in trainers)
         return (*median_and_spread(times), held / 2**20)
 
@@ -193,13 +194,15 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--pair", default="wrn_40_2:wrn_16_2", help="TEACHER:STUDENT")
-    parser.add_argument("--steps", type=int, default=6, help="steps per epoch")
+    parser.add_argument("--steps", type=int, help="steps per epoch (default: 6; on a GPU 200)")
     parser.add_argument("--epochs", type=int, default=3, help="epochs measured, after one that warms up")
     parser.add_argument("--precision", default="bf16", choices=["fp32", "bf16"])
     parser.add_argument("--device", default="auto")
     parser.add_argument("--out", type=Path, help="write the numbers as JSON, too")
     parser.add_argument("--plot", type=Path, help="draw them into this file")
-    bench = Bench(arguments := parser.parse_args())
+    arguments = parser.parse_args()
+    arguments.steps = arguments.steps or (200 if resolve_device(arguments.device).type == "cuda" else 6)
+    bench = Bench(arguments)
     series = [
         Series("batch size", "images", [Point(x, *bench.step(x)) for x in BATCHES]),
         Series("students", "runs", [Point(x, *bench.together(x)) for x in STUDENTS]),

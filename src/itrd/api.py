@@ -14,7 +14,7 @@ from torch import nn
 from itrd.data.datasets import ImageDataset
 from itrd.data.opening import Reading, read_dataset
 from itrd.engine.config import DistillConfig, TrainConfig
-from itrd.engine.device import resolve_device
+from itrd.engine.device import resolve_device, set_float32
 from itrd.engine.evaluate import evaluate as _evaluate
 from itrd.engine.networks import TrainedNetwork
 from itrd.engine.place import place_split, place_test, plain_view
@@ -158,6 +158,8 @@ def evaluate(
     if not len(dataset.test):
         raise UserError(f"{dataset.name} has no labelled test images to measure an accuracy on; give some")
     where = resolve_device(device)
+    if where.type == "cuda":
+        set_float32(precision)
     images = place_test(dataset, where)
     net = net.to(where)
     first = images.plain(torch.arange(1, device=where))

@@ -18,7 +18,7 @@ from itrd.engine.record import Result
 from itrd.engine.run import prepare_distill
 from itrd.engine.together import Seat, fit_together
 from itrd.engine.trainer import Interrupted, Trainer
-from itrd.errors import TrainingError
+from itrd.errors import TrainingError, UserError
 
 # Different methods, among them those that draw at random, that have memory and a first stage, and different seeds.
 RUNS = [("itrd", 0), ("itrd", 1), ("crd", 0), ("abound(init_epochs=1)", 0), ("kd", 5), ("vid", 1)]
@@ -111,9 +111,19 @@ def test_asked_to_stop_all_are_saved(trainers: Any, tmp_path: Path) -> None:
     assert [numbers(result) for result in resumed] == [numbers(result) for result in alone]
 
 
+def test_runs_that_want_other_switches_of_the_process_are_refused(trainers: Any) -> None:
+    runs = [trainers("kd", 0, "a"), trainers("kd", 1, "b", deterministic=True)]
+    try:
+        with pytest.raises(UserError, match="switches of the process"):
+            fit_together(runs)
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
 @pytest.mark.gpu
 def test_on_a_gpu_side_by_side_is_alone(trainers: Any) -> None:
     settings = {"device": "cuda", "deterministic": True}
-    alone = [trainers(m, s, f"alone{i}", **settings).fit() for i, (m, s) in enumerate(RUNS[:2])]
-    both = fit_together([trainers(m, s, f"both{i}", **settings) for i, (m, s) in enumerate(RUNS[:2])])
+    runs = [("itrd", 0), ("crd", 0), ("crd", 1)]  # of which two draw at random in their recorded steps
+    alone = [trainers(m, s, f"alone{i}", **settings).fit() for i, (m, s) in enumerate(runs)]
+    both = fit_together([trainers(m, s, f"both{i}", **settings) for i, (m, s) in enumerate(runs)])
     assert [numbers(result) for result in both] == [numbers(result) for result in alone]

@@ -17,17 +17,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import itrd
 from itrd.engine import trainer as engine
-from itrd.engine.capture import WARM_UP, CapturedStepper
+from itrd.engine.capture import WARM_UP, CapturedStepper, record_cuda
 from itrd.engine.config import DistillConfig
 from itrd.engine.networks import TrainedNetwork
 from itrd.engine.nonfinite import StepGuard
 from itrd.engine.run import prepare_distill
 from itrd.engine.step import Stepper
-from itrd.methods import METHODS, create_method
+from itrd.methods import METHODS, create_method, method_class
 from itrd.methods.base import Method
 
-# Draw or solve on the host; see their docstrings.
-ON_THE_HOST: dict[str, str] = {}
+# Their steps cannot be recorded; see their docstrings.
+WAITING = {name for name in METHODS if method_class(name).waits}
 
 
 class NoHost(TorchDispatchMode):
@@ -96,7 +96,9 @@ def trained(settings: DistillConfig) -> tuple[list[dict[str, float]], dict[str, 
     with prepared(settings) as trainer:
         result = trainer.fit()
         epochs = [*trainer.first_stages, *result.history]
-        return [{**e.train, **e.test} for e in epochs], trainer.task.state_dict()
+        return [
+            {**{f"test {name}": value for name, value in e.test.items()}, **e.train} for e in epochs
+        ], trainer.task.state_dict()
 
 
 def repeat(body: Callable[[], None]) -> Callable[[], None]:
@@ -126,7 +128,7 @@ def test_a_replayed_step_is_the_step(method: str, monkeypatch: pytest.MonkeyPatc
     assert found == expected
     assert all(torch.equal(weights[key], own[key]) for key in weights)
     # 90 images make 5 full batches of 16 and a smaller one, for 3 epochs (2 in a first stage).
-    assert made[-1].replayed == 5 * 3 - WARM_UP
+    assert made[-1].replayed == (0 if method in WAITING else 5 * 3 - WARM_UP)
 
 
 @pytest.mark.usefixtures("deferred")
@@ -169,8 +171,6 @@ def test_a_resumed_run_replays_from_where_it_was(tmp_path: Any, monkeypatch: pyt
 @pytest.mark.parametrize("skip", [False, True])
 @pytest.mark.parametrize("method", sorted(METHODS))
 def test_a_step_never_waits_and_stays_on_its_device(method: str, skip: bool) -> None:
-    if method in ON_THE_HOST:
-        pytest.skip(ON_THE_HOST[method])
     settings = config(method, on_nonfinite="skip" if skip else "stop")
     with prepared(settings) as trainer:
         for stage in trainer._stages:
@@ -255,32 +255,79 @@ def test_a_step_that_draws_on_the_host_is_not_recorded(
     assert "it draws random numbers on the host" in capsys.readouterr().err
 
 
+def noted(monkeypatch: pytest.MonkeyPatch) -> list[CapturedStepper]:
+    """The captured steppers that runs make."""
+    made: list[CapturedStepper] = []
+    original = CapturedStepper.__init__
+
+    def init(self: CapturedStepper, *arguments: Any, **settings: Any) -> None:
+        original(self, *arguments, **settings)
+        made.append(self)
+
+    monkeypatch.setattr(CapturedStepper, "__init__", init)
+    return made
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("method", sorted(METHODS))
-def test_on_a_gpu_a_graph_computes_what_the_operations_compute(method: str, precision: str) -> None:
+def test_on_a_gpu_a_graph_computes_what_the_operations_compute(
+    method: str, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     settings = {"device": "cuda", "precision": precision, "deterministic": False}
-    by_graph, _ = trained(config(method, **settings))
     one_by_one, _ = trained(config(method, **settings, capture=False))
+    made = noted(monkeypatch)
+    by_graph, _ = trained(config(method, **settings))
+    assert made
+    for stepper in made:
+        assert bool(stepper.replayed) == (method not in WAITING), stepper.refused
     for a, b in zip(by_graph, one_by_one, strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=0.05)
 
 
 @pytest.mark.gpu
-def test_on_a_gpu_no_step_waits() -> None:
-    with prepared(config(device="cuda")) as trainer:
+@pytest.mark.parametrize("method", sorted(set(METHODS) - WAITING))
+def test_on_a_gpu_no_step_waits(method: str) -> None:
+    """Below the dispatcher, too, which :class:`NoHost` does not see."""
+    with prepared(config(method, device="cuda", capture=False)) as trainer:
         original = Stepper.steps
-        torch.cuda.set_sync_debug_mode("default")
 
         def watched(self: Stepper, *arguments: Any) -> Iterator[int]:
-            for number in original(self, *arguments):
-                torch.cuda.set_sync_debug_mode("error")
+            steps, number = original(self, *arguments), None
+            while True:
+                # An epoch's first step brings its plan, and the first of all makes workspaces.
+                torch.cuda.set_sync_debug_mode("default" if number is None else "error")
+                try:
+                    number = next(steps)
+                except StopIteration:
+                    return
+                finally:
+                    torch.cuda.set_sync_debug_mode("default")
                 yield number
-                torch.cuda.set_sync_debug_mode("default")
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(Stepper, "steps", watched)
             trainer.fit()
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_a_recording_that_fails_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        x = torch.ones(1000, device="cuda")
+        with pytest.raises(RuntimeError):
+            record_cuda(lambda: (x * 2).sum().item())
+        torch.cuda.empty_cache()  # which torch refuses, or skips, while it believes that a recording is under way
+        before = torch.cuda.memory_reserved()
+        large = torch.empty(1 << 28, device="cuda")
+        del large
+        torch.cuda.empty_cache()
+        assert torch.cuda.memory_reserved() <= before
+        y = torch.zeros(1000, device="cuda")
+        replay = record_cuda(lambda: y.add_(x))
+        replay()
+        replay()
+        assert y.tolist() == [2.0] * 1000
 
 
 @pytest.mark.gpu
@@ -298,3 +345,25 @@ def test_on_a_gpu_a_module_that_reads_a_number_goes_on_without_a_graph(
     settings = {"train_subset": 90, "test_subset": 20, "epochs": 2, "batch_size": 16, "device": "cuda"}
     itrd.distill(Reading(), Reading(), "digits", "kd", **settings)
     assert "cannot be captured" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("deferred")
+def test_weights_that_are_replaced_are_recorded_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    recorded = []
+
+    def record(body: Callable[[], None]) -> Callable[[], None]:
+        recorded.append(body)
+        return body
+
+    made = capture_with(monkeypatch, record)
+    with prepared(config()) as trainer:
+
+        def replace(*_: Any) -> None:
+            if len(recorded) == 1:
+                teacher = trainer.task.teacher
+                teacher.load_state_dict({k: v.clone() for k, v in teacher.state_dict().items()}, assign=True)
+
+        trainer._callbacks = [replace]
+        trainer.fit()
+    assert len(recorded) == 2
+    assert made[0].replayed == 5 * 3 - 2 * WARM_UP

@@ -96,8 +96,10 @@ class LoadedImages:
         """Yield an epoch's batches with their pixels, from batch ``start``; workers read ahead."""
         batches = [batch for number, batch in enumerate(plan) if number >= start]
         requests = [list(zip(indices.tolist(), views.tolist(), strict=True)) for indices, views in batches]
-        for (indices, views), pixels in zip(batches, self._read("epoch", requests), strict=True):
-            yield Drawn(indices.to(self.device), views.to(self.device), self._moved(pixels))
+        # The plan goes over in one piece: a copy from ordinary memory makes the host wait for all that was launched.
+        there = [batch for number, batch in enumerate(plan.to(self.device)) if number >= start]
+        for (indices, views), pixels in zip(there, self._read("epoch", requests), strict=True):
+            yield Drawn(indices, views, self._moved(pixels))
 
     def images(self, drawn: Drawn) -> Tensor:
         """Return a drawn batch's images, normalised: float32 (B, C, H, W)."""

@@ -22,6 +22,7 @@ from itrd.data.plan import EpochPlan
 from itrd.data.source import Drawn
 from itrd.engine.step import Stepper
 from itrd.engine.table import EpochRows
+from itrd.methods.base import Method
 from itrd.models.base import Outputs
 
 # Full batches taken operation by operation before the recording: libraries choose their algorithms and make their
@@ -29,6 +30,10 @@ from itrd.models.base import Outputs
 WARM_UP = 3
 
 Recorder = Callable[[Callable[[], None]], Callable[[], None]]
+
+
+# Graphs whose recording failed. The allocator may still point to them, up to torch 2.11 at least.
+_BROKEN: list[object] = []
 
 
 def record_cuda(body: Callable[[], None]) -> Callable[[], None]:
@@ -40,17 +45,31 @@ def record_cuda(body: Callable[[], None]) -> Callable[[], None]:
         RuntimeError: something in it cannot be recorded, such as reading a tensor on the host.
     """
     stream = torch.cuda.current_stream()
-    graph = torch.cuda.CUDAGraph()
+    graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
     try:
         # Other threads, such as one that pins memory for images being read, may go on meanwhile.
-        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
             body()
     except Exception:
-        with suppress(Exception):  # a broken recording leaves the generator waiting for its end
-            generator = torch.cuda.default_generators[torch.cuda.current_device()]
-            generator.graphsafe_set_state(generator.clone_state())
+        _clean_up(graph, pool)
         raise
     return graph.replay
+
+
+def _clean_up(graph: torch.cuda.CUDAGraph, pool: tuple[int, int]) -> None:
+    """Undo what a broken recording leaves behind: a generator and an allocator that wait for its end."""
+    device = torch.cuda.current_device()
+    with suppress(Exception):
+        generator = torch.cuda.default_generators[device]
+        generator.graphsafe_set_state(generator.clone_state())
+    with suppress(Exception):  # returns the pool where the recording itself came to an end
+        graph.reset()
+    # Where it did not, torch leaves the allocator in the middle of it: until the process ends it would refuse to give
+    # memory back, or to record again. These have no public name; a torch without them is left as it is.
+    with suppress(Exception):
+        torch._C._cuda_endAllocateToPool(device, pool)
+        torch._C._cuda_releasePool(device, pool)
+    _BROKEN.append(graph)
 
 
 class CapturedStepper(Stepper):
@@ -80,8 +99,16 @@ class CapturedStepper(Stepper):
         self._place = torch.zeros((), dtype=torch.int64, device=self.source.device)
         self.replayed = 0
         self.refused: str | None = None
-        if any(t.device.type != self.source.device.type for t in (*modules.parameters(), *modules.buffers())):
-            self.refused = "a parameter or buffer is not on the device, and its value would be frozen"
+        self._held: list[
+            Tensor
+        ] = []  # what the recording reads and writes, so that its memory is not used again
+        waiting = next((m for m in modules.modules() if isinstance(m, Method) and m.waits), None)
+        if waiting is not None:  # trying would fail, and a failure costs the recordings of other runs
+            self._refuse(f"{waiting.name} makes the host wait for the device")
+        elif any(
+            t.device.type != self.source.device.type for t in (*modules.parameters(), *modules.buffers())
+        ):
+            self._refuse("a parameter or buffer is not on the device, and its value would be frozen")
 
     def steps(self, plan: EpochPlan, known: EpochRows | None, start: int) -> Iterator[int]:
         """Take the steps of an epoch, see :meth:`itrd.engine.step.Stepper.steps`."""
@@ -115,14 +142,18 @@ class CapturedStepper(Stepper):
             if _host_generators() != drawn:
                 self._replay = None
                 raise RuntimeError("it draws random numbers on the host, and would repeat one draw for ever")
+            self._held = self._tensors()
         except Exception as error:  # of any library on the way
             CapturedStepper._failures += 1
-            self.refused = (str(error) or type(error).__name__).splitlines()[0]
-            print(
-                f"the training step cannot be captured as a CUDA graph ({self.refused}); its operations are launched "
-                "one by one, which is slower",
-                file=sys.stderr,
-            )
+            self._refuse((str(error) or type(error).__name__).splitlines()[0])
+
+    def _refuse(self, reason: str) -> None:
+        self.refused = reason
+        print(
+            f"the training step cannot be captured as a CUDA graph ({reason}); its operations are launched one by one, "
+            "which is slower",
+            file=sys.stderr,
+        )
 
     def _next_batch(self, size: int) -> None:
         """Take the step at the device's place and move on."""
@@ -150,9 +181,15 @@ class CapturedStepper(Stepper):
                 buffer.copy_(value)
         self._place.fill_(start)
         numbers = self._frozen_numbers()
-        if numbers != self._numbers:
+        moved = self._replay is not None and _addresses(self._held) != _addresses(self._tensors())
+        if numbers != self._numbers or moved:
             self._replay, self._numbers = None, numbers
             self._warm = 0
+
+    def _tensors(self) -> list[Tensor]:
+        """Weights and buffers of everything that takes part; somebody may have put others in their places."""
+        networks = (self._modules, getattr(self._modules, "teacher", None))
+        return [t for net in networks if net is not None for t in (*net.parameters(), *net.buffers())]
 
     def _frozen_numbers(self) -> list[tuple[str, str, float]]:
         """Plain numbers of the modules: a recording keeps what they were when it was made."""
@@ -162,6 +199,10 @@ class CapturedStepper(Stepper):
             for key, value in vars(module).items()
             if isinstance(value, (bool, int, float))
         ]
+
+
+def _addresses(tensors: list[Tensor]) -> list[int]:
+    return [tensor.data_ptr() for tensor in tensors]
 
 
 def _host_generators() -> tuple[object, ...]:

@@ -40,6 +40,7 @@ class StepGuard:
         self._step: Tensor | None = None  # number of the step that is judged next
         self._first: Tensor | None = None  # number of the first bad step, -1: none
         self._verdicts: Tensor | None = None  # of that step: which terms, then which gradients, were finite
+        self._outgrown: list[Tensor | None] = []  # a recording of an earlier shape may still write there
         self.start_epoch("epoch 1")
 
     def start_epoch(self, name: str, step: int = 0) -> None:
@@ -132,6 +133,7 @@ class StepGuard:
         finite = torch.cat([values, gradients])
         good = finite.all()
         if self._verdicts is None or self._verdicts.shape != finite.shape:  # the first step of a stage
+            self._outgrown.append(self._verdicts)
             self._verdicts = torch.ones_like(finite)
         if self._step is None or self._first is None:
             self._step = torch.full((), self._start, device=good.device)

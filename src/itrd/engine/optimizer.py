@@ -31,7 +31,20 @@ def make_optimizer(
             nn.utils.clip_grad_norm_(trained, limit)
 
         optimizer.register_step_pre_hook(clip)  # behind the check for numbers that are not finite
+    _give_momenta(optimizer)
     return optimizer
+
+
+def _give_momenta(optimizer: torch.optim.Optimizer) -> None:
+    """Begin with momenta of zero, which are as good as none; but the fused kernel takes those of all parameters or of
+    none, and a layer that is left out of the first step has none later.
+    """
+    for group in optimizer.param_groups:
+        if group["fused"] and group["momentum"]:
+            for parameter in group["params"]:
+                held = optimizer.state[parameter]
+                if held.get("momentum_buffer") is None:
+                    held["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
@@ -53,6 +66,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:
     optimizer.load_state_dict(state)
     for group, kept in zip(optimizer.param_groups, own, strict=True):
         group.update(kept)
+    _give_momenta(optimizer)
     for parameter, held in optimizer.state.items():
         momentum = held.get("momentum_buffer")
         if momentum is not None and momentum.shape != parameter.shape:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from bisect import bisect_right
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from itrd.engine.config import DistillConfig, RunConfig, TrainConfig
@@ -81,10 +85,27 @@ def profile_run(config: RunConfig, trace: Path, steps: int = 20) -> Profile:
             trainer.fit()
     recorder.export_chrome_trace(str(trace))
     total = 1000 * epochs[-1].seconds / steps
-    spent: dict[str, float] = defaultdict(float)
-    on_gpu = trainer.device.type == "cuda"
-    for event in recorder.events() or []:
-        if event.name in PARTS:
-            spent[event.name] += (event.device_time_total if on_gpu else event.cpu_time_total) / 1000 / steps
-    parts = {title: spent[name] for name, title in PARTS.items() if spent[name] > 0}
+    spent = _spent(list(recorder.events() or []), on_gpu=trainer.device.type == "cuda")
+    parts = {title: spent[name] / steps for name, title in PARTS.items() if spent[name] > 0}
     return Profile(steps, {**parts, "rest": total - sum(parts.values())}, trace)
+
+
+def _spent(events: Sequence[Any], *, on_gpu: bool) -> dict[str, float]:
+    """Sum up the milliseconds of each part: of the host, or of the kernels that were launched during the part.
+
+    A backward pass launches its kernels from a thread of its own, so that they belong to its part by time alone.
+    """
+    spent: dict[str, float] = defaultdict(float)
+    host = [event for event in events if event.device_type == DeviceType.CPU]
+    if not on_gpu:
+        for event in host:
+            if event.name in PARTS:
+                spent[event.name] += event.cpu_time_total / 1000
+        return spent
+    spans = sorted((e.time_range.start, e.time_range.end, e.name) for e in host if e.name in PARTS)
+    starts = [start for start, _, _ in spans]
+    for event in host:
+        at = bisect_right(starts, event.time_range.start) - 1
+        if event.name not in PARTS and event.kernels and at >= 0 and event.time_range.start < spans[at][1]:
+            spent[spans[at][2]] += sum(kernel.duration for kernel in event.kernels) / 1000
+    return spent

@@ -10,11 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+
 from itrd.engine.interrupt import Interrupted, held
 from itrd.engine.record import Result
 from itrd.engine.state import generators, restore_generators
 from itrd.engine.trainer import Trainer
-from itrd.errors import ItrdError
+from itrd.errors import ItrdError, UserError
 
 # Steps that a run takes before the next run's turn. Changing turns costs the host some 0.1 ms, as much as launching
 # a few captured steps; more steps a turn than this would only make the runs' streams alternate instead of overlap.
@@ -36,9 +38,10 @@ class Seat:
         self.trainer = trainer
         self.result: Result | None = None
         self._turns = trainer.turns()
-        self._generators: dict[str, Any] | None = (
-            None  # the run's own states of the process's random generators
-        )
+        # The run's own states of the process's random generators. On a GPU also the generator itself: recorded steps
+        # read seed and offset from the one they were recorded with, which steps of other runs must not write.
+        self._generators: dict[str, Any] | None = None
+        self._cuda: torch.Generator | None = None
 
     def advance(self, steps: int = TURN, *, alone: bool = False) -> bool:
         """Take some steps; return whether the run has finished.
@@ -50,15 +53,23 @@ class Seat:
         Raises:
             Interrupted, ItrdError, RuntimeError: what :meth:`itrd.engine.trainer.Trainer.fit` raises.
         """
+        cuda = _default_generator(self.trainer.device)
+        if cuda is not None:
+            cuda.graphsafe_set_state(cuda.clone_state() if self._cuda is None else self._cuda)
         if self._generators is not None and not alone:
             restore_generators(self._generators, self.trainer.device)
-        with held(), self.trainer.on_stream():
-            try:
+        try:
+            with held(), self.trainer.on_stream():
                 for _ in range(steps):
                     next(self._turns)
-            except StopIteration as end:
-                self.result = end.value
-                return True
+        except StopIteration as end:
+            self.result = end.value
+            return True
+        finally:
+            if cuda is not None:
+                self._cuda = (
+                    cuda.graphsafe_get_state()
+                )  # a recording that failed has put another one in place
         self._generators = generators(self.trainer.device)
         return False
 
@@ -67,12 +78,27 @@ class Seat:
         self._turns.close()
 
 
+def _default_generator(device: torch.device) -> torch.Generator | None:
+    """Return the generator of a GPU that modules draw from; None for a CPU."""
+    if device.type != "cuda":
+        return None
+    return torch.cuda.default_generators[
+        torch.cuda.current_device() if device.index is None else device.index
+    ]
+
+
 def fit_together(trainers: Sequence[Trainer]) -> list[Result | ItrdError]:
     """Train several runs side by side; return each one's result, or the error that ended it, in their order.
 
     Raises:
         Interrupted: a signal stopped them; the states of all runs are saved.
+        UserError: the runs want different switches of the process.
     """
+    if len({(t.device.type, t.config.precision == "tf32", t.config.deterministic) for t in trainers}) > 1:
+        raise UserError(
+            "runs side by side need the same device, the same deterministic, and tf32 all or none: these are switches "
+            "of the process"
+        )
     seats = [Seat(trainer) for trainer in trainers]
     outcomes: dict[int, Result | ItrdError] = {}
     stop: Interrupted | None = None

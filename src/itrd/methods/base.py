@@ -89,6 +89,7 @@ class Method(nn.Module):
         per_sample: whether it keeps something for every training sample, and so reads ``Batch.indices`` and
             ``Setup.train_labels``.
         needs_labels: whether it reads labels, so that images without any are not enough.
+        waits: whether its terms make the host wait for a GPU, so that a step cannot be recorded.
     """
 
     name: ClassVar[str]
@@ -105,6 +106,7 @@ class Method(nn.Module):
     relates_samples: bool = True  # the safe answer; an instance may narrow it
     per_sample: ClassVar[bool] = False
     needs_labels: ClassVar[bool] = False
+    waits: ClassVar[bool] = False
 
     def setup(self, setup: Setup) -> None:
         """Build the method's own trainable modules, once, before training. Default: none."""

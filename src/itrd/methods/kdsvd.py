@@ -45,6 +45,7 @@ class KDSVD(Method):
     formula = "L = sum_i sum (R_s,i - R_t,i)^2 / B,  R = exp(-(v_c - v'_c')^2 / 8)"
     reads = frozenset({"maps"})
     relates_samples = False
+    waits = True
 
     def __init__(self, *, k: int = 1) -> None:
         super().__init__()
