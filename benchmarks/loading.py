@@ -60,9 +60,7 @@ def main() -> None:
         for how in ({"augment": "crop"}, {"augment": "crop", "resident": "no"}, {"augment": "resized_crop"}):
             data = read_dataset(folder, Reading(val_fraction=0.02, **how))
             source = place_split(data, data.train, training_view(data), device, workers=options.workers)
-            rates = [rate(source, epoch, options.batch) for epoch in range(options.epochs)][
-                1:
-            ]  # first: warm-up
+            _warm_up, *rates = [rate(source, epoch, options.batch) for epoch in range(options.epochs)]
             where = "kept" if source.resident else f"read by {options.workers} workers"
             print(
                 f"{options.side} px, {how['augment']}, {where}: {statistics.median(rates):,.0f} images/s "

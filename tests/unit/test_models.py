@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from itrd.errors import UnknownNameError, UserError
 from itrd.models import BENCHMARK_MODELS, create_model
-from itrd.models._common import channel_shuffle, conv
+from itrd.models._common import conv
 from itrd.models.base import FeatureNet, Outputs
 
 # Parameters at 100 classes, channels and sizes of the maps, size of the embedding, shape of the stem.
@@ -337,12 +337,3 @@ def test_depthwise_convolutions_with_a_stride_train_as_ever(
     assert type(layer(x).grad_fn) is type(plain(x).grad_fn)  # fp32 and evaluation go the usual way
     with torch.autocast("cpu", torch.bfloat16):
         assert type(layer.eval()(x).grad_fn) is type(plain(x).grad_fn)
-
-
-def test_shuffled_channels_keep_their_order_in_memory() -> None:
-    x = torch.arange(2 * 6 * 3 * 4.0).view(2, 6, 3, 4)
-    order = [0, 2, 4, 1, 3, 5]  # three groups of two: the first of each, then the second of each
-    for form in (torch.contiguous_format, torch.channels_last):
-        shuffled = channel_shuffle(x.contiguous(memory_format=form), 3)
-        assert torch.equal(shuffled, x[:, order])
-        assert shuffled.is_contiguous(memory_format=form)

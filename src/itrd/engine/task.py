@@ -90,9 +90,8 @@ class DistillTask(nn.Module):
             UserError: a network does not take the images, does not give what a method reads, the student has too few
                 classes, or the teacher's outputs are not finite.
         """
-        self.objective.to(
-            images.device
-        )  # also one that is not set up, because the teacher's logits are given
+        # Also one that is not set up, because the teacher's logits are given.
+        self.objective.to(images.device)
         with examined("student", self.student, images):
             _check_classes(self.student, logits_of(self.student(images)), num_classes)
         if self.teacher is None or not self.objective.reads:

@@ -67,9 +67,8 @@ class Seat:
             return True
         finally:
             if cuda is not None:
-                self._cuda = (
-                    cuda.graphsafe_get_state()
-                )  # a recording that failed has put another one in place
+                # Not always the one from before: a recording that failed has put another one in place.
+                self._cuda = cuda.graphsafe_get_state()
         self._generators = generators(self.trainer.device)
         return False
 

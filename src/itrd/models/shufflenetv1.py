@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from itrd.models._common import Stage, channel_shuffle, conv, pool_window
+from itrd.models._common import Stage, conv, pool_window
 from itrd.models.base import FeatureNet
 
 _GROUPS = 3
@@ -43,7 +43,7 @@ class Unit(nn.Module):
         """Return the unit output; without ``relu`` before its final ReLU."""
         out = F.relu(self.bn1(self.conv1(x)), inplace=True)
         if self.first_groups > 1:
-            out = channel_shuffle(out, self.first_groups)
+            out = F.channel_shuffle(out, self.first_groups)
         out = F.relu(self.bn2(self.conv2(out)), inplace=True)
         out = self.bn3(self.conv3(out))
         if self.stride == 1:

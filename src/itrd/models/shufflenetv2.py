@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from itrd.models._common import Stage, channel_shuffle, conv, pool_window
+from itrd.models._common import Stage, conv, pool_window
 from itrd.models.base import FeatureNet
 
 _STEM = 24
@@ -43,7 +43,7 @@ class DownUnit(nn.Module):
         right = F.relu(self.bn3(self.conv3(x)), inplace=True)
         right = self.bn4(self.conv4(right))
         right = F.relu(self.bn5(self.conv5(right)), inplace=True)
-        return channel_shuffle(torch.cat([left, right], dim=1), 2)
+        return F.channel_shuffle(torch.cat([left, right], dim=1), 2)
 
 
 class BasicUnit(nn.Module):
@@ -120,7 +120,7 @@ class ShuffleNetV2(FeatureNet):
 
 def _merge(kept: Tensor, transformed: Tensor) -> Tensor:
     """Put two rectified halves (B, C / 2, H, W) together and shuffle them."""
-    return channel_shuffle(torch.cat([kept, transformed], dim=1), 2)
+    return F.channel_shuffle(torch.cat([kept, transformed], dim=1), 2)
 
 
 def _stage(c_in: int, c_out: int, basic_units: int) -> Stage:

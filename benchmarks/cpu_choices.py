@@ -1,0 +1,144 @@
+"""What the choices that docs/performance.md explains for CPUs are worth, each beside its alternative, in one run.
+
+    python benchmarks/cpu_choices.py [--pair wrn_40_2:wrn_16_2] [--epochs 3] [--steps 12]
+
+First a step with ITRD in bf16 at batch 64, with a live teacher and with its filled table: as it is, with glibc giving
+blocks back to the kernel, and compiled; images/s (median over epochs, half range), page faults a step, and the
+milliseconds a step that oneDNN says it spent in convolutions (set-up and evaluation are a part of these). Then the
+gradient of the input of a depthwise 3x3 convolution in bf16, with stride 2 as in MobileNetV2 and the ShuffleNets, and
+without a stride.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+import torch
+from common import machine, median_and_spread, synthetic_cifar100
+from rich.console import Console
+from rich.table import Table
+
+from itrd.engine.config import DistillConfig
+from itrd.engine.networks import TrainedNetwork
+from itrd.engine.record import Epoch
+from itrd.engine.run import prepare_distill
+from itrd.engine.trainer import Trainer
+from itrd.models import create_model
+
+# What is tried: environment and settings.
+CHOICES: dict[str, tuple[dict[str, str], dict[str, bool]]] = {
+    "as it is": ({}, {}),
+    "blocks given back": ({"MALLOC_MMAP_THRESHOLD_": "131072"}, {}),
+    "torch.compile": ({}, {"compile": True}),
+    "table": ({}, {"table": True}),
+    "table, torch.compile": ({}, {"table": True, "compile": True}),
+    "as it is, timed by oneDNN": ({"ONEDNN_VERBOSE": "profile_exec"}, {}),
+}
+# Channels and side of the depthwise convolutions with stride 2: ShuffleV1, ShuffleV2, MobileNetV2.
+DEPTHWISE = [(54, 32), (60, 16), (120, 8), (58, 32), (116, 16), (232, 8), (72, 16), (288, 4)]
+
+
+def child(arguments: argparse.Namespace, compile: bool = False, table: bool = False) -> None:
+    """Train, and print images/s of each epoch and page faults a step as JSON."""
+    teacher, _, student = arguments.pair.partition(":")
+    data = synthetic_cifar100(arguments.steps * 64)
+    torch.manual_seed(0)
+    given = TrainedNetwork(create_model(teacher, 100).eval(), teacher, 100, "given", None, data.name)
+    faults: list[int] = []
+
+    def count(trainer: Trainer, epoch: Epoch) -> None:
+        faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+
+    with tempfile.TemporaryDirectory() as folder:
+        for _ in range(1 + table):  # the first run fills the table
+            faults.clear()
+            config = DistillConfig(
+                teacher=teacher,
+                student=student,
+                method="itrd",
+                data=data.name,
+                epochs=arguments.epochs + 1,
+                precision="bf16",
+                compile=compile,
+                teacher_table=folder if table else None,
+                device="cpu",
+                out="",
+                progress=False,
+                tensorboard=False,
+            )
+            with prepare_distill(config, [count], teacher=given, data=data) as trainer:
+                rates = [epoch.images_per_second for epoch in trainer.fit().history[1:]]
+    steps = arguments.steps * arguments.epochs
+    print(json.dumps({"rates": rates, "faults": (faults[-1] - faults[0]) / steps}))
+
+
+def measured(arguments: argparse.Namespace, name: str) -> list[str]:
+    """One choice's row: images/s, page faults, milliseconds of convolutions."""
+    environment, settings = CHOICES[name]
+    command = [sys.executable, __file__, "--child", json.dumps(settings), "--pair", arguments.pair]
+    command += ["--epochs", str(arguments.epochs), "--steps", str(arguments.steps)]
+    done = subprocess.run(
+        command, env={**os.environ, **environment}, capture_output=True, text=True, check=True
+    )
+    *verbose, last = done.stdout.splitlines()
+    found = json.loads(last)
+    rate, spread = median_and_spread(found["rates"])
+    spent = [line.split(",") for line in verbose if ",exec,cpu,convolution," in line]
+    steps = arguments.steps * (arguments.epochs + 1)
+    convolutions = f"{sum(float(fields[-1]) for fields in spent) / steps:.0f}" if spent else ""
+    return [f"{rate:,.0f} ±{spread:.0f}%", f"{found['faults']:,.0f}", convolutions]
+
+
+def gradient(channels: int, side: int, stride: int) -> float:
+    """Milliseconds of the gradient of a depthwise convolution's input, median of 9."""
+    form = {"memory_format": torch.channels_last}
+    x = torch.randn(64, channels, side, side).bfloat16().to(**form)
+    out = torch.randn(64, channels, side // stride, side // stride).bfloat16().to(**form)
+    weight = torch.randn(channels, 1, 3, 3).bfloat16()
+    geometry = ([stride] * 2, [1, 1], [1, 1], False, [0, 0], channels)
+    times = []
+    for _ in range(12):
+        started = time.perf_counter()
+        torch.ops.aten.convolution_backward(out, x, weight, None, *geometry, [True, False, False])
+        times.append(1000 * (time.perf_counter() - started))
+    return statistics.median(times[3:])
+
+
+def main() -> None:
+    """Measure and print two tables."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--pair", default="wrn_40_2:wrn_16_2", help="TEACHER:STUDENT")
+    parser.add_argument("--epochs", type=int, default=3, help="epochs measured, after one that warms up")
+    parser.add_argument("--steps", type=int, default=12, help="steps per epoch")
+    parser.add_argument("--child", type=json.loads, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.child is not None:
+        child(arguments, **arguments.child)
+        return
+    console = Console(width=120)
+    title = f"{arguments.pair}, ITRD, bf16, n = {arguments.epochs} epochs"
+    table = Table("", "images/s", "page faults a step", "convolutions, ms a step", title=title)
+    for name in CHOICES:
+        table.add_row(name, *measured(arguments, name))
+    console.print(table)
+    table = Table(
+        "channels x side", "stride 2, ms", "stride 1, ms", "times", caption=machine(torch.device("cpu"))
+    )
+    for channels, side in DEPTHWISE:
+        slow, fast = (gradient(channels, side, stride) for stride in (2, 1))
+        table.add_row(f"{channels} x {side}", f"{slow:.2f}", f"{fast:.2f}", f"{slow / fast:.0f}")
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main()
