@@ -131,6 +131,12 @@ def test_what_the_first_process_refuses_ends_all(found: list[dict[str, Any]]) ->
     assert second == "PeerError: another process of this run has ended; it said why"
 
 
+def test_what_one_process_reads_for_its_machine_and_cannot_ends_all(found: list[dict[str, Any]]) -> None:
+    first, second = (each["absent"] for each in found)
+    assert "absent" in first
+    assert second == "PeerError: another process of this run has ended; it said why"
+
+
 @pytest.mark.parametrize("accumulate", [1, 3])
 @pytest.mark.parametrize("size", [2, 3, 5])
 def test_every_image_counts_once(size: int, accumulate: int) -> None:

@@ -151,6 +151,18 @@ def test_runs_that_commit_at_once_lose_no_rows(tmp_path: Path, data: Any, images
     assert found[1]
 
 
+def test_a_lock_that_is_never_released_is_named(
+    tmp_path: Path, data: Any, images: DeviceImages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("itrd.engine.table.PATIENCE", 0.1)
+    table = open_table(tmp_path, data, images, teacher())
+    with (
+        FileLock(table.file.folder / "filled.lock"),
+        pytest.raises(DataError, match=r"filled\.lock for 0\.1 sec"),
+    ):
+        table.fill(most=1)
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_rows_kept_on_a_device_are_those_of_the_file(
     tmp_path: Path, data: Any, images: DeviceImages, precision: str

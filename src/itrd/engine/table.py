@@ -30,7 +30,7 @@ from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from torch import Tensor, nn
 
 from itrd.data.datasets import ImageDataset
@@ -46,6 +46,10 @@ from itrd.models.observe import Observer
 TABULAR = frozenset({"logits", "embedding"})
 
 COMMIT_EVERY = 1 << 17  # rows that a filling that is killed may have to compute again
+
+PATIENCE = (
+    300  # seconds that a process waits for others to write down their rows, which takes them milliseconds
+)
 
 # Files hold raw bytes; these integer types carry the floats of the same size through NumPy, which has no bf16.
 _CARRIER = {
@@ -162,11 +166,16 @@ class TableFile:
         """Make what was written durable: rows first, then the bits that declare them valid."""
         for store, _ in self._parts.values():
             store.flush()
-        with FileLock(
-            self.folder / "filled.lock", mode=0o666
-        ):  # or one of two that commit at once loses its bits
-            self.refresh()
-            write_atomically(self.folder / "filled.bin", np.packbits(self.filled).tobytes())
+        lock = FileLock(self.folder / "filled.lock", mode=0o666, timeout=PATIENCE)
+        try:
+            with lock:  # or one of two that commit at once loses its bits
+                self.refresh()
+                write_atomically(self.folder / "filled.bin", np.packbits(self.filled).tobytes())
+        except Timeout:
+            raise DataError(
+                f"another process has held {lock.lock_file} for {PATIENCE} seconds; end it if it hangs, then "
+                "continue this run with --resume"
+            ) from None
 
     def refresh(self) -> None:
         """Take notice of the rows that other runs have committed meanwhile: they were written to the same files."""

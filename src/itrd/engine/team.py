@@ -71,18 +71,26 @@ class Team:
 
     @contextmanager
     def one_by_machine(self) -> Iterator[None]:
-        """Let the first process of each machine do something before the others of that machine do it."""
-        if self._local_rank:
-            self.most(0)
-        yield
-        if not self._local_rank:
-            self.most(0)
+        """Let the first process of each machine do something before the others of that machine do it.
+
+        Raises:
+            PeerError: it failed in the first process of some machine, and this is another process.
+        """
+        if self._local_rank and self.most(0):
+            raise PeerError
+        failed = True
+        try:
+            yield
+            failed = False
+        finally:
+            if not self._local_rank and self.most(failed) and not failed:
+                raise PeerError
 
     def most(self, number: int) -> int:
         """Return the largest of the processes' numbers, on the hosts."""
         if self.size == 1:
             return number
-        found = torch.tensor(number)
+        found = torch.tensor(int(number))  # truth values, too: all must send the same type
         with _together():
             dist.all_reduce(found, dist.ReduceOp.MAX, group=self._control)
         return int(found)
