@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import itrd
 from itrd.engine import trainer as engine
-from itrd.engine.capture import WARM_UP, CapturedStepper, record_cuda
+from itrd.engine.capture import WARM_UP, CapturedStepper, _numbers, record_cuda
 from itrd.engine.config import DistillConfig
 from itrd.engine.networks import TrainedNetwork
 from itrd.engine.nonfinite import StepGuard
@@ -97,7 +97,12 @@ def trained(settings: DistillConfig) -> tuple[list[dict[str, float]], dict[str, 
         result = trainer.fit()
         epochs = [*trainer.first_stages, *result.history]
         return [
-            {**{f"test {name}": value for name, value in e.test.items()}, **e.train} for e in epochs
+            {
+                f"{kind} {name}": value
+                for kind in ("test", "ema", "train")
+                for name, value in vars(e)[kind].items()
+            }
+            for e in epochs
         ], trainer.task.state_dict()
 
 
@@ -107,14 +112,21 @@ def repeat(body: Callable[[], None]) -> Callable[[], None]:
 
 
 def capture_with(monkeypatch: pytest.MonkeyPatch, record: Any) -> list[CapturedStepper]:
+    """Let runs record their steps as on a GPU, but with ``record``; return the steppers that they make."""
+    monkeypatch.setattr(engine.Trainer, "_recorder", lambda self: record)
+    return noted(monkeypatch)
+
+
+def noted(monkeypatch: pytest.MonkeyPatch) -> list[CapturedStepper]:
+    """The captured steppers that runs make."""
     made: list[CapturedStepper] = []
+    original = CapturedStepper.__init__
 
-    def stepper(self: engine.Trainer, stage: Any, optimizer: Any) -> Stepper:
-        parts = (stage, optimizer, self.train_images, self._guard, self.position.meter, self.config.precision)
-        made.append(CapturedStepper(*parts, modules=self.task, record=record))
-        return made[-1]
+    def init(self: CapturedStepper, *arguments: Any, **settings: Any) -> None:
+        original(self, *arguments, **settings)
+        made.append(self)
 
-    monkeypatch.setattr(engine.Trainer, "_stepper", stepper)
+    monkeypatch.setattr(CapturedStepper, "__init__", init)
     return made
 
 
@@ -132,8 +144,11 @@ def test_a_replayed_step_is_the_step(method: str, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.usefixtures("deferred")
-@pytest.mark.parametrize("settings", [{"on_nonfinite": "skip"}, {"teacher_table": "table"}])
-def test_skipping_and_looking_up_are_replayed_too(
+@pytest.mark.parametrize(
+    "settings",
+    [{"on_nonfinite": "skip"}, {"teacher_table": "table"}, {"ema": 0.9}, {"ema": 0.9, "accumulate": 2}],
+)
+def test_other_kinds_of_steps_are_replayed_too(
     settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Any
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -165,6 +180,18 @@ def test_a_resumed_run_replays_from_where_it_was(tmp_path: Any, monkeypatch: pyt
     found, own = trained(config(**settings, resume=True))
     assert found == expected
     assert all(torch.equal(weights[key], own[key]) for key in weights)
+
+
+def test_on_a_gpu_steps_are_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through the trainer's own choice of a stepper, for every setting that it passes on."""
+    with prepared(config(ema=0.9, accumulate=2)) as trainer:
+        optimizer = engine.make_optimizer(trainer._stages[-1].begin(), trainer.config, trainer.device)
+        assert type(trainer._stepper(trainer._stages[-1], optimizer)) is Stepper
+        monkeypatch.setattr(trainer, "device", torch.device("cuda"))
+        stepper = trainer._stepper(trainer._stages[-1], optimizer)
+        assert isinstance(stepper, CapturedStepper)
+        assert stepper._record is record_cuda
+        assert (stepper.accumulate, stepper.average) == (2, trainer.average)
 
 
 @pytest.mark.usefixtures("deferred")
@@ -241,6 +268,14 @@ def test_a_number_that_changes_is_recorded_anew(monkeypatch: pytest.MonkeyPatch)
     assert made[0].replayed == (5 - WARM_UP) * 3
 
 
+@pytest.mark.parametrize(
+    ("value", "kept"),
+    [(2.5, 2.5), (True, True), ([1.0, 2], (1.0, 2)), ({"a": 1}, (1,)), ("ce", None), ([None], None)],
+)
+def test_numbers_that_a_recording_would_freeze(value: object, kept: object) -> None:
+    assert _numbers(value) == kept
+
+
 @pytest.mark.usefixtures("deferred")
 def test_a_step_that_draws_on_the_host_is_not_recorded(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -253,19 +288,6 @@ def test_a_step_that_draws_on_the_host_is_not_recorded(
     trained(config())
     assert made[0].replayed == 0
     assert "it draws random numbers on the host" in capsys.readouterr().err
-
-
-def noted(monkeypatch: pytest.MonkeyPatch) -> list[CapturedStepper]:
-    """The captured steppers that runs make."""
-    made: list[CapturedStepper] = []
-    original = CapturedStepper.__init__
-
-    def init(self: CapturedStepper, *arguments: Any, **settings: Any) -> None:
-        original(self, *arguments, **settings)
-        made.append(self)
-
-    monkeypatch.setattr(CapturedStepper, "__init__", init)
-    return made
 
 
 @pytest.mark.gpu
@@ -282,7 +304,7 @@ def test_on_a_gpu_a_graph_computes_what_the_operations_compute(
     for stepper in made:
         assert bool(stepper.replayed) == (method not in WAITING), stepper.refused
     for a, b in zip(by_graph, one_by_one, strict=True):
-        assert a["loss"] == pytest.approx(b["loss"], rel=0.05)
+        assert a["train loss"] == pytest.approx(b["train loss"], rel=0.05)
 
 
 @pytest.mark.gpu

@@ -19,7 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from itrd.data.plan import EpochPlan
-from itrd.data.source import Drawn
+from itrd.data.source import Drawn, ImageSource
+from itrd.engine.average import MovingAverage
+from itrd.engine.metrics import Meter
+from itrd.engine.nonfinite import StepGuard
+from itrd.engine.stages import Stage
 from itrd.engine.step import Stepper
 from itrd.engine.table import EpochRows
 from itrd.methods.base import Method
@@ -76,7 +80,8 @@ class CapturedStepper(Stepper):
     """Takes the steps of a stage by replaying a recording; see :class:`itrd.engine.step.Stepper`.
 
     Args:
-        stage, optimizer, source, guard, meter, precision: as of the base class; the source must be resident.
+        stage, optimizer, source, guard, meter, precision, accumulate, average: as of the base class; the source must
+            be resident.
         modules: what is trained and what computes losses; watched for numbers that a recording would freeze.
         record: makes a recording.
 
@@ -88,11 +93,26 @@ class CapturedStepper(Stepper):
     # Recordings of this process that failed. Each may have cut the generator off from the recordings before it.
     _failures = 0
 
-    def __init__(self, *args: object, modules: nn.Module, record: Recorder = record_cuda) -> None:
-        super().__init__(*args)  # type: ignore[arg-type]
+    def __init__(
+        self,
+        stage: Stage,
+        optimizer: torch.optim.Optimizer,
+        source: ImageSource,
+        guard: StepGuard,
+        meter: Meter,
+        precision: str,
+        *,
+        modules: nn.Module,
+        record: Recorder,
+        accumulate: int = 1,
+        average: MovingAverage | None = None,
+    ) -> None:
+        super().__init__(
+            stage, optimizer, source, guard, meter, precision, accumulate=accumulate, average=average
+        )
         self._modules, self._record = modules, record
         self._replay: Callable[[], None] | None = None
-        self._numbers: list[tuple[str, str, float]] = []
+        self._numbers: list[tuple[str, str, object]] = []
         self._warm = 0
         self._failures_seen = CapturedStepper._failures
         self._buffers: dict[str, Tensor] = {}
@@ -191,14 +211,25 @@ class CapturedStepper(Stepper):
         networks = (self._modules, getattr(self._modules, "teacher", None))
         return [t for net in networks if net is not None for t in (*net.parameters(), *net.buffers())]
 
-    def _frozen_numbers(self) -> list[tuple[str, str, float]]:
-        """Plain numbers of the modules: a recording keeps what they were when it was made."""
+    def _frozen_numbers(self) -> list[tuple[str, str, object]]:
+        """Plain numbers of the modules, in lists too: a recording keeps what they were when it was made."""
         return [
-            (name, key, value)
+            (name, key, frozen)
             for name, module in self._modules.named_modules()
             for key, value in vars(module).items()
-            if isinstance(value, (bool, int, float))
+            if (frozen := _numbers(value)) is not None
         ]
+
+
+def _numbers(value: object) -> object | None:
+    """A copy of a number or of a collection of numbers; None for anything else."""
+    if isinstance(value, (bool, int, float)):
+        return value
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, (list, tuple)) and all(isinstance(entry, (bool, int, float)) for entry in value):
+        return tuple(value)
+    return None
 
 
 def _addresses(tensors: list[Tensor]) -> list[int]:

@@ -19,7 +19,7 @@ from torch import nn
 from itrd.data.datasets import ImageDataset
 from itrd.data.plan import plan_epoch
 from itrd.engine.average import MovingAverage
-from itrd.engine.capture import CapturedStepper
+from itrd.engine.capture import CapturedStepper, Recorder, record_cuda
 from itrd.engine.config import RunConfig
 from itrd.engine.device import (
     be_deterministic,
@@ -206,7 +206,10 @@ class Trainer:
                 for callback in self._callbacks:
                     callback(self, done)
             # After the callbacks: a run that is killed before this repeats the epoch and what they wrote.
-            position.next_stage() if last_of_stage else position.next_epoch()
+            if last_of_stage:
+                position.next_stage()
+            else:
+                position.next_epoch()
             self._save(None if last_of_stage else optimizer)
             if self._told_to_stop() and not (stage.name == MAIN and done.epoch == stage.epochs):
                 raise Interrupted(f"stopped after epoch {done.epoch}")
@@ -224,9 +227,15 @@ class Trainer:
                 print("several processes: the training step is not captured as a CUDA graph", file=sys.stderr)
             reads = objective.reads if objective.relates_samples else None
             return DistributedStepper(*parts, **settings, team=self.team, reads=reads)
-        if self.device.type == "cuda" and config.capture and self.train_images.resident:
-            return CapturedStepper(*parts, **settings, modules=self.task)
+        record = self._recorder()
+        if record is not None:
+            return CapturedStepper(*parts, **settings, modules=self.task, record=record)
         return Stepper(*parts, **settings)
+
+    def _recorder(self) -> Recorder | None:
+        """Return what records a step for replay; None where steps are taken operation by operation."""
+        captured = self.device.type == "cuda" and self.config.capture and self.train_images.resident
+        return record_cuda if captured else None
 
     def _run_epoch(self, stage: Stage, stepper: Stepper, console: Quiet) -> Generator[None, None, Epoch]:
         position = self.position
