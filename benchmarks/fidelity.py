@@ -33,7 +33,7 @@ from itrd.data.device import DeviceImages
 from itrd.data.plan import plan_epoch
 from itrd.engine.device import autocast, fast_precision, resolve_device
 from itrd.engine.networks import load_network
-from itrd.engine.run import build_student
+from itrd.engine.run import starting_network
 from itrd.engine.task import DistillTask
 from itrd.methods import Batch
 from itrd.stats import paired_difference, summarize
@@ -100,7 +100,7 @@ def step_losses(arguments: argparse.Namespace, data: ImageDataset, fast: bool) -
     device = resolve_device(arguments.device)
     layout = torch.channels_last if fast else torch.contiguous_format
     teacher = load_network(arguments.teacher).net.to(device, memory_format=layout)
-    net = build_student(arguments.student, data.num_classes, 0).to(device, memory_format=layout)
+    net = starting_network(arguments.student, data.num_classes, 0)[0].to(device, memory_format=layout)
     task = DistillTask(net, teacher, itrd.create_objective(arguments.method))
     images = DeviceImages(
         data.train,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import nn
 
 from itrd.data.datasets import ImageDataset
 from itrd.data.opening import Reading, read_dataset
+from itrd.engine.checkpoint import sha256_of_weights
 from itrd.engine.config import DistillConfig, TrainConfig
 from itrd.engine.device import resolve_device, set_float32
 from itrd.engine.evaluate import evaluate as _evaluate
@@ -150,10 +151,8 @@ def evaluate(
     Raises:
         UserError: the data cannot be read, or has no labelled test images.
     """
-    try:
-        dataset = read_dataset(data, Reading(**settings), root=data_root, train=False)
-    except TypeError as error:
-        raise UserError(str(error).replace("Reading.__init__()", "evaluate()")) from None
+    _check_names(Reading, settings)
+    dataset = read_dataset(data, Reading(**settings), root=data_root, train=False)
     dataset = dataset.normalised(normalisation or dataset.normalisation)
     if not len(dataset.test):
         raise UserError(f"{dataset.name} has no labelled test images to measure an accuracy on; give some")
@@ -170,11 +169,15 @@ def evaluate(
 
 def _config(cls: type, settings: dict[str, Any], **fixed: Any) -> Any:
     settings = {"progress": False, "tensorboard": False, "out": "", **settings, **fixed}
+    _check_names(cls, settings)
+    return cls(**settings)
+
+
+def _check_names(cls: type, settings: Mapping[str, Any]) -> None:
     known = [field.name for field in fields(cls)]
     for name in settings:
         if name not in known:
             raise UnknownNameError("setting", name, known)
-    return cls(**settings)
 
 
 def _name(data: Any) -> str | None:
@@ -219,4 +222,4 @@ def _given_teacher(net: nn.Module, data: ImageDataset, config: DistillConfig) ->
     two = images.plain(torch.arange(len(few), device=first.device))
     with examined("teacher", net, two):
         logits = logits_of(adapted(given, data, config).net.to(first.device)(two))
-    return replace(given, num_classes=logits.shape[1])
+    return replace(given, num_classes=logits.shape[1], sha256=sha256_of_weights(net))

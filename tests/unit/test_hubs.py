@@ -27,7 +27,7 @@ import itrd
 from itrd.engine import hubs
 from itrd.engine.files import sha256_of
 from itrd.engine.networks import load_network
-from itrd.engine.run import build_student
+from itrd.engine.run import starting_network
 from itrd.errors import CheckpointError, UnknownNameError, UserError
 
 TORCHVISION = "shufflenet_v2_x0_5"
@@ -86,13 +86,13 @@ def test_weights_of_a_file(library: str, suffix: str, tmp_path: Path, repository
     assert loaded.arch == name_of(library, repository)
     assert str(file) in loaded.source
     # A student takes the same weights, and a classifier for its own classes.
-    student = build_student(spec, 10, seed=3)
+    student = starting_network(spec, 10, seed=3)[0]
     if library == "hf":
         assert student.eval()(torch.zeros(2, 3, 32, 32)).logits.shape == (2, 10)
     body = [key for key, value in net.state_dict().items() if value.shape == student.state_dict()[key].shape]
     assert len(net.state_dict()) - len(body) == 2
     assert all(torch.equal(net.state_dict()[key], student.state_dict()[key]) for key in body)
-    assert same(build_student(spec, 10, seed=3), student)
+    assert same(starting_network(spec, 10, seed=3)[0], student)
 
 
 @pytest.mark.parametrize("library", ["timm", "torchvision", "hf"])
@@ -128,7 +128,7 @@ def test_files_that_do_not_fit(library: str, tmp_path: Path, repository: Path) -
 @pytest.mark.parametrize("library", ["timm", "torchvision", "hf"])
 def test_fresh_students_follow_data_and_seed(library: str, repository: Path) -> None:
     spec = name_of(library, repository)
-    first, again, other = (build_student(spec, 10, seed) for seed in (0, 0, 1))
+    first, again, other = (starting_network(spec, 10, seed)[0] for seed in (0, 0, 1))
     assert same(first, again)
     assert not same(first, other)
     assert hubs.build(spec, 10).num_classes == 10
@@ -334,7 +334,7 @@ def test_fetch_from_a_hub(repository: Path, tmp_path: Path, monkeypatch: pytest.
         assert found.preprocessing == hubs.Preprocessing(32, (0.5,) * 3, (0.25,) * 3)
         found = load_network("timm:test_resnet.r160_in1k")
         assert (found.num_classes, found.sha256) == (1000, sha256_of(own / "model.safetensors"))
-        assert build_student("timm:test_resnet@pretrained", 10, 0).num_classes == 10
+        assert starting_network("timm:test_resnet@pretrained", 10, 0)[0].num_classes == 10
         with pytest.raises(UserError, match=r"org/none has no model\.safetensors"):
             load_network("hf:org/none")
         with pytest.raises(

@@ -31,7 +31,7 @@ def measure(
     precision: Literal["fp32", "tf32", "bf16"] = "fp32",
     normalisation: Literal["dataset", "imagenet"] | None = None,
     image_size: int | None = None,
-    val_fraction: float = 0.2,
+    val_fraction: float | None = None,
     test_split: str | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
@@ -44,30 +44,31 @@ def measure(
         data_root: folder that holds the datasets.
         download: fetch the dataset first if it is not there.
         device: auto, cpu, cuda or cuda:N.
-        precision: fp32, or bf16 automatic mixed precision.
+        precision: fp32, tf32, or bf16 automatic mixed precision.
         normalisation: mean and deviation of the pixels: the dataset's own, or imagenet (default: what the file says).
         image_size: side of the square that images are brought to (default: as in training).
-        val_fraction: share of each class that training held out, where the data has no test images.
-        test_split: folder or split to measure on (default: the first of val, validation, valid and test).
-        image_column: column of a table that holds the images.
-        label_column: column of a table that holds the labels.
+        val_fraction: share of each class to hold out, where the data has no test images (default: as in training).
+        test_split: folder or split to measure on (default: as in training; otherwise the first of val, validation,
+            valid and test).
+        image_column: column of a table that holds the images (default: as in training).
+        label_column: column of a table that holds the labels (default: as in training).
     """
     from itrd.api import evaluate
     from itrd.data.opening import Reading, read_dataset
     from itrd.engine.metrics import accuracy_text
     from itrd.engine.networks import load_network
-    from itrd.engine.run import check_classes, data_of
+    from itrd.engine.run import check_classes, check_held_out, data_of, was_trained_on
 
     network = load_network(model)
-    reading = Reading(
-        image_size=image_size or network.image_size,
-        val_fraction=val_fraction,
-        test_split=test_split,
-        image_column=image_column,
-        label_column=label_column,
-    )
-    dataset = read_dataset(data or data_of(network), reading, root=data_root, download=download, train=False)
+    name = data or data_of(network)
+    settings = {"val_fraction": val_fraction, "test_split": test_split}
+    settings |= {"image_column": image_column, "label_column": label_column}
+    asked = {key: value for key, value in settings.items() if value is not None}
+    as_trained = network.reading if was_trained_on(network, name) else {}
+    reading = Reading(image_size=image_size or network.image_size, **{**as_trained, **asked})
+    dataset = read_dataset(name, reading, root=data_root, download=download, train=False)
     check_classes(network, dataset)
+    check_held_out(network, dataset)
     found = evaluate(
         network.net,
         dataset,

@@ -47,6 +47,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(error, 1)
     except BrokenPipeError:  # the reader of our output, `head` for one, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:  # a file that nobody expected to fail; its name is all that helps
+        if error.filename is None:
+            raise
+        return _fail(f"cannot use {error.filename}: {error.strerror}", 1)
     return 0
 
 

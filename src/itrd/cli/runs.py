@@ -6,11 +6,11 @@ import io
 from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 
-from itrd.engine.config import DistillConfig, RunConfig, TrainConfig
+from itrd.engine.config import DistillConfig, RunConfig
 from itrd.engine.launch import launched
 from itrd.engine.metrics import accuracy_text
 from itrd.engine.record import Result
-from itrd.engine.run import prepare_distill, prepare_train
+from itrd.engine.run import prepare
 from itrd.engine.trainer import Trainer
 from itrd.errors import UserError
 
@@ -24,14 +24,9 @@ def carry_out(config: RunConfig) -> int:
 def _carry_out(config: RunConfig) -> int:
     if config.profile is not None:
         return _profile(config, Path(config.profile))
-    if isinstance(config, DistillConfig):
-        if config.control or config.seeds > 1:
-            return _compare(config)
-        with prepare_distill(config) as trainer:
-            _fit(trainer)
-        return 0
-    assert isinstance(config, TrainConfig)
-    with prepare_train(config) as trainer:
+    if isinstance(config, DistillConfig) and (config.control or config.seeds > 1):
+        return _compare(config)
+    with prepare(config) as trainer:
         _fit(trainer)
     return 0
 

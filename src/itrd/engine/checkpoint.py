@@ -52,6 +52,18 @@ def canonical_safetensors(state: Mapping[str, Tensor], metadata: Mapping[str, st
     return len(header).to_bytes(8, "little") + header + content[end:]
 
 
+def sha256_of_weights(net: nn.Module) -> str:
+    """Return the checksum (hex) of everything in a network's state, by name and by value."""
+    digest = hashlib.sha256()
+    for name, value in net.state_dict().items():
+        digest.update(name.encode())
+        if isinstance(value, Tensor):
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        else:  # what a module of somebody else adds to its state
+            digest.update(repr(value).encode())
+    return digest.hexdigest()
+
+
 def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read a state dict and its metadata from a ``.safetensors`` or ``.pth`` file.
 

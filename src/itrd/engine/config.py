@@ -8,10 +8,13 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
 from itrd.errors import UserError
 from itrd.typecheck import check_types
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 PROTOCOL_EPOCHS = 240
 PROTOCOL_MILESTONES = (150, 180, 210)
@@ -187,7 +190,7 @@ class RunConfig:
         """Name of the network that this run trains."""
         raise NotImplementedError
 
-    def resolved(self) -> RunConfig:
+    def resolved(self) -> Self:
         """Return a copy in which every default that depends on other settings is written out."""
         rate = self.learning_rate
         if rate is None:

@@ -18,12 +18,11 @@ from typing import Any
 
 from torch import nn
 
-from itrd.data.datasets import ImageDataset
 from itrd.engine.config import DistillConfig, RunConfig, TrainConfig
 from itrd.engine.files import write_json
-from itrd.engine.networks import TrainedNetwork, load_network
+from itrd.engine.networks import TrainedNetwork
 from itrd.engine.record import Result
-from itrd.engine.run import data_of, get_data, prepare_distill, prepare_train, sized_for
+from itrd.engine.run import find_teacher, get_data, prepare_distill, prepare_train
 from itrd.engine.team import join
 from itrd.engine.trainer import Trainer
 from itrd.errors import RunFolderError, UserError
@@ -108,7 +107,7 @@ def run_seeds(
     *,
     teacher: TrainedNetwork | None = None,
     student: nn.Module | None = None,
-    data: ImageDataset | None = None,
+    data: Any = None,
     objective: Objective | None = None,
     fit: Callable[[Trainer], Result] = Trainer.fit,
 ) -> Compared:
@@ -127,10 +126,7 @@ def run_seeds(
     folder = _folder(config)
     with team.one_by_machine():
         if config.teacher_logits is None:
-            teacher = teacher or load_network(config.teacher)
-            if config.data is None and data is None:
-                config = replace(config, data=data_of(teacher))
-            config = sized_for(teacher, config, data)
+            config, teacher = find_teacher(config, teacher, data)
         data = get_data(config.resolved(), data, config.student if student is None else None)
     if data.reading is not None:  # the data is given to every run as it was read here
         config = replace(config, image_size=data.reading.image_size)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
+from itrd.data.datasets import ImageDataset
 from itrd.engine import hubs, zoo
 from itrd.engine.checkpoint import MAX_CLASSES, classes_in, load_into, read_weights
 from itrd.engine.files import sha256_of
@@ -25,10 +28,12 @@ class TrainedNetwork:
         arch: its name.
         num_classes: K.
         source: file, or ``"given"`` for a module passed in Python.
-        sha256: checksum of the file.
+        sha256: checksum of the file; of a module given in Python, of its weights.
         data: name of the dataset it was trained on, where the file tells.
         normalisation: of the images it was trained on, ``dataset`` or ``imagenet``; None where that is not known.
         image_size: side of the images it was trained on; None where that is not known, or the dataset's own.
+        reading: what else decides which of the data's images it was trained on, where its file tells
+            (:func:`reading_of`).
         preprocessing: what images it expects, where a library says so.
     """
 
@@ -41,6 +46,19 @@ class TrainedNetwork:
     normalisation: str | None = None
     preprocessing: hubs.Preprocessing | None = None
     image_size: int | None = None
+    reading: dict[str, Any] = field(default_factory=dict)
+
+
+# Settings of a reading that decide which images are for training and which for the test, and their types.
+_WHICH_IMAGES = {"val_fraction": float, "test_split": str, "image_column": str, "label_column": str}
+
+
+def reading_of(data: ImageDataset) -> dict[str, Any]:
+    """Return how a dataset was divided into training and test images, as far as settings decide it."""
+    asked = {name: getattr(data.reading, name, None) for name in _WHICH_IMAGES}
+    if "val_fraction" not in data.facts:  # it has test images of its own
+        del asked["val_fraction"]
+    return {name: value for name, value in asked.items() if value is not None}
 
 
 def load_network(spec: str) -> TrainedNetwork:
@@ -120,6 +138,7 @@ def load_network(spec: str) -> TrainedNetwork:
         data,
         normalisation,
         image_size=int(size) if size.isdecimal() else None,
+        reading=_reading_said(metadata, path),
     )
 
 
@@ -128,6 +147,17 @@ def _classes_said(metadata: dict[str, str], path: Path) -> int:
     if not said.isdecimal() or not 0 < int(said) <= MAX_CLASSES:
         raise CheckpointError(f"{path} does not say how many classes it has; train it again")
     return int(said)
+
+
+def _reading_said(metadata: dict[str, str], path: Path) -> dict[str, Any]:
+    """What :func:`reading_of` said when the file was written."""
+    try:
+        said = json.loads(metadata.get("reading", "{}"))
+        if all(type(value) is _WHICH_IMAGES[name] for name, value in said.items()):
+            return dict(said)
+    except (ValueError, AttributeError, LookupError, RecursionError):
+        pass
+    raise CheckpointError(f"{path} says in no known way how its data was read; train it again")
 
 
 def architecture_from_path(path: str | Path) -> str | None:

@@ -177,7 +177,14 @@ def open_table(
     # On a CPU the training batch, so that a row has the bits of the live teacher; on a GPU a large one.
     batch = config.batch_size if device.type == "cpu" else max(1024, config.batch_size)
     table = TeacherTable(
-        Path(folder), task.observe_teacher, task.teacher, data, images, config.precision, batch
+        Path(folder),
+        task.observe_teacher,
+        task.teacher,
+        data,
+        images,
+        config.precision,
+        batch,
+        taps=getattr(config, "teacher_taps", None),
     )
     if getattr(config, "fill_table", False):
         table.fill(team=team)

@@ -8,16 +8,16 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from itrd.engine.config import DistillConfig, RunConfig, TrainConfig
-from itrd.engine.networks import load_network
+from itrd.engine.config import DistillConfig, RunConfig
 from itrd.engine.record import Epoch
-from itrd.engine.run import data_of, get_data, prepare_distill, prepare_train
+from itrd.engine.run import find_teacher, get_data, prepare
 from itrd.engine.trainer import Trainer
 
 # The parts of a step that the engine marks, in the order they run.
@@ -49,16 +49,18 @@ class Profile:
 def profile_run(config: RunConfig, trace: Path, steps: int = 20) -> Profile:
     """Run two short epochs as the settings say, record the second, and write a trace.
 
-    Nothing of the run itself is written. Recording slows a step down by a few percent.
+    Nothing of the run itself is written; a table of the teacher is a temporary one. A method's first stage is run as a
+    whole. Recording slows a step down by a few percent.
     """
-    name = config.data
-    if name is None and isinstance(config, DistillConfig) and config.teacher:
-        name = data_of(load_network(config.teacher))
-    config = dataclasses.replace(config, data=name).resolved()
-    steps = max(1, min(steps, len(get_data(config, network=config.trained_model).train) // config.batch_size))
+    if isinstance(config, DistillConfig) and config.teacher_logits is None:
+        config, _ = find_teacher(config)
+    config = config.resolved()
+    there = len(get_data(config, network=config.trained_model).train)
+    images = min(steps * config.batch_size, there)
+    steps = -(-images // config.batch_size)
     short = dataclasses.replace(
         config,
-        train_subset=steps * config.batch_size,
+        train_subset=images,
         test_subset=None,
         epochs=2,
         warmup_epochs=0,  # which may be more than these two
@@ -74,14 +76,15 @@ def profile_run(config: RunConfig, trace: Path, steps: int = 20) -> Profile:
 
     def on_epoch(trainer: Trainer, epoch: Epoch) -> None:
         epochs.append(epoch)
-        recorder.start() if epoch.epoch == 1 else recorder.stop()
+        if epoch.epoch == 1:
+            recorder.start()
+        else:
+            recorder.stop()
 
-    if isinstance(short, DistillConfig):
-        with prepare_distill(short, [on_epoch]) as trainer:
-            trainer.fit()
-    else:
-        assert isinstance(short, TrainConfig)
-        with prepare_train(short, [on_epoch]) as trainer:
+    with TemporaryDirectory() as folder:
+        if isinstance(short, DistillConfig) and short.teacher_table is not None:
+            short = dataclasses.replace(short, teacher_table=folder, fill_table=False)
+        with prepare(short, [on_epoch]) as trainer:
             trainer.fit()
     recorder.export_chrome_trace(str(trace))
     total = 1000 * epochs[-1].seconds / steps

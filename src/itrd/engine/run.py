@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import fields, replace
+from os.path import realpath
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from itrd.engine.files import sha256_of
 from itrd.engine.folder import RunFolder
 from itrd.engine.given import GivenLogits
 from itrd.engine.networks import TrainedNetwork, load_network
-from itrd.engine.record import Epoch, Result
+from itrd.engine.record import Epoch
 from itrd.engine.task import DistillTask
 from itrd.engine.team import Team, join
 from itrd.engine.trainer import Trainer
@@ -38,11 +39,6 @@ Callbacks = Sequence[Callable[[Trainer, Epoch], None]]
 def size_for(network: str | None) -> int | None:
     """Return the side of the images that a network takes: 32 for those of this package; None where it is not fixed."""
     return 32 if network in list_models() else None
-
-
-def build_student(name: str, num_classes: int, seed: int) -> nn.Module:
-    """Create a network whose initial weights are a function of the seed."""
-    return starting_network(name, num_classes, seed)[0]
 
 
 def starting_network(name: str, num_classes: int, seed: int) -> tuple[nn.Module, dict[str, Any]]:
@@ -98,13 +94,34 @@ def get_data(config: RunConfig, given: Any = None, network: str | None = None) -
     ).normalised(config.normalisation)
 
 
+def find_teacher(
+    config: DistillConfig, given: TrainedNetwork | None = None, data: Any = None
+) -> tuple[DistillConfig, TrainedNetwork]:
+    """Load the teacher that the settings name, and complete them by what it says of its images: dataset, size.
+
+    Args:
+        config: the settings.
+        given: a teacher that is there already.
+        data: a source of images that is there already; None for the one that the settings name.
+
+    Raises:
+        UserError: no teacher is named, or it does not tell its dataset and the settings do not either.
+    """
+    if not config.teacher and given is None:
+        raise UserError("name a teacher with --teacher, or a file of its logits with --teacher_logits")
+    teacher = given or load_network(config.teacher)
+    if config.data is None and data is None:
+        config = replace(config, data=data_of(teacher))
+    return sized_for(teacher, config, data), teacher
+
+
 @contextmanager
 def prepare_train(
     config: TrainConfig,
     callbacks: Callbacks = (),
     *,
     model: nn.Module | None = None,
-    data: ImageDataset | None = None,
+    data: Any = None,
 ) -> Iterator[Trainer]:
     """Prepare training on labels alone. Network and data may be given instead of named.
 
@@ -112,31 +129,15 @@ def prepare_train(
         UserError: anything that cannot work, before a file is written.
     """
     team, config = join(config)
-    resolved = config.resolved()
-    assert isinstance(resolved, TrainConfig)
-    resolve_device(resolved.device)
+    config = config.resolved()
     if model is None:
-        check_name(resolved.model)
-    folder = team.lead(lambda: _folder(resolved))
-    with team.one_by_machine():
-        data = get_data(resolved, data, resolved.model if model is None else None)
+        check_name(config.model)
     objective = create_objective("none")
-    objective.expect_labels(data.labelled, data.name)
-    lineage: dict[str, Any] = {}
-    if model is None:
-        model, lineage = starting_network(resolved.model, data.num_classes, resolved.seed)
-    objective.label_smoothing = resolved.label_smoothing
+    folder, data = _folder_and_data(config, team, objective, data, None if model else config.model)
+    model, lineage = _student(model, data, config)
+    record = {"kind": "train", **lineage}
     task = DistillTask(model, None, objective)
-    _bind(folder, data)
-    trainer = Trainer(
-        task,
-        data,
-        resolved,
-        folder=folder,
-        record={"kind": "train", **lineage},
-        callbacks=callbacks,
-        team=team,
-    )
+    trainer = Trainer(task, data, config, folder=folder, record=record, callbacks=callbacks, team=team)
     with _opened(folder, team):
         yield trainer
 
@@ -148,7 +149,7 @@ def prepare_distill(
     *,
     teacher: TrainedNetwork | None = None,
     student: nn.Module | None = None,
-    data: ImageDataset | None = None,
+    data: Any = None,
     objective: Objective | None = None,
 ) -> Iterator[Trainer]:
     """Prepare distillation. Networks, data and objective may be given instead of named.
@@ -164,57 +165,40 @@ def prepare_distill(
         with _prepare_given(config, callbacks, student, data, objective, team) as trainer:
             yield trainer
         return
-    if not config.teacher and teacher is None:
-        raise UserError("name a teacher with --teacher, or a file of its logits with --teacher_logits")
     with team.one_by_machine():
-        teacher = teacher or load_network(config.teacher)
-    if config.data is None and data is None:
-        config = replace(config, data=data_of(teacher))
-    config = sized_for(teacher, config, data)
-    resolved = config.resolved()
-    assert isinstance(resolved, DistillConfig)
-    resolve_device(resolved.device)
-    folder = team.lead(lambda: _folder(resolved))
-    with team.one_by_machine():
-        data = get_data(resolved, data, resolved.student if student is None else None)
-    objective.expect_labels(data.labelled, data.name)
+        config, teacher = find_teacher(config, teacher, data)
+    config = config.resolved()
+    folder, data = _folder_and_data(config, team, objective, data, None if student else config.student)
     if not data.num_classes:  # no image has a label
         data = replace(data, num_classes=teacher.num_classes)
     comparable = check_classes(teacher, data, objective)
     check_normalisation(teacher, data)
+    check_held_out(teacher, data)
     if student is teacher.net:
         raise UserError("teacher and student are the same module; give the student a module of its own")
-    teacher = adapted(teacher, data, resolved)
-    lineage: dict[str, Any] = {}
-    if student is None:
-        student, lineage = starting_network(resolved.student, data.num_classes, resolved.seed)
-    # bf16 rounds far more coarsely than folding does; fp32 stays the teacher's own arithmetic.
-    fold = resolved.precision != "fp32"
-    objective.label_smoothing = resolved.label_smoothing
+    teacher = adapted(teacher, data, config)
+    student, lineage = _student(student, data, config)
     task = DistillTask(
         student,
         teacher.net,
         objective,
-        resolved.track,
-        fold_teacher=fold,
-        student_taps=resolved.student_taps,
-        teacher_taps=resolved.teacher_taps,
+        config.track,
+        # bf16 rounds far more coarsely than folding does; fp32 stays the teacher's own arithmetic.
+        fold_teacher=config.precision != "fp32",
+        student_taps=config.student_taps,
+        teacher_taps=config.teacher_taps,
     )
-    record: dict[str, Any] = {
-        "kind": "distill",
-        "track": resolved.track,
-        "teacher": {"arch": teacher.arch, "source": teacher.source, "sha256": teacher.sha256},
-        **lineage,
-    }
+    source: dict[str, Any] = {"arch": teacher.arch, "source": teacher.source, "sha256": teacher.sha256}
     if isinstance(teacher.net, Adapted):
-        record["teacher"]["images"] = teacher.net.describe()
-    _bind(folder, data, teacher)
-    trainer = Trainer(task, data, resolved, folder=folder, record=record, callbacks=callbacks, team=team)
+        source["images"] = teacher.net.describe()
+    record = {"kind": "distill", "track": config.track, "teacher": source, **lineage}
+    _bind(folder, teacher.sha256)
+    trainer = Trainer(task, data, config, folder=folder, record=record, callbacks=callbacks, team=team)
     if task.taps is not None:
-        record["taps"] = task.taps.rows()
+        trainer.record["taps"] = task.taps.rows()
     # A teacher of other classes has no accuracy on these labels.
-    record["teacher"]["test"] = (
-        evaluate(teacher.net, trainer.test_images, resolved.precision, team=team) if comparable else None
+    trainer.record["teacher"]["test"] = (
+        evaluate(teacher.net, trainer.test_images, config.precision, team=team) if comparable else None
     )
     with _opened(folder, team):
         yield trainer
@@ -225,7 +209,7 @@ def _prepare_given(
     config: DistillConfig,
     callbacks: Callbacks,
     student: nn.Module | None,
-    data: ImageDataset | None,
+    data: Any,
     objective: Objective,
     team: Team,
 ) -> Iterator[Trainer]:
@@ -234,42 +218,68 @@ def _prepare_given(
     given = GivenLogits(Path(config.teacher_logits))
     if config.data is None and data is None:
         raise UserError(f"{given.path} does not say which dataset its rows are of; name it with --data")
-    resolved = config.resolved()
-    assert isinstance(resolved, DistillConfig)
-    resolve_device(resolved.device)
-    folder = team.lead(lambda: _folder(resolved))
-    with team.one_by_machine():
-        data = get_data(resolved, data, resolved.student if student is None else None)
-    objective.expect_labels(data.labelled, data.name)
+    config = config.resolved()
+    folder, data = _folder_and_data(config, team, objective, data, None if student else config.student)
     given.check(objective, data)
     data = data if data.num_classes else replace(data, num_classes=given.num_classes)
-    lineage: dict[str, Any] = {}
-    if student is None:
-        student, lineage = starting_network(resolved.student, data.num_classes, resolved.seed)
-    objective.label_smoothing = resolved.label_smoothing
-    task = DistillTask(student, None, objective, resolved.track)
+    student, lineage = _student(student, data, config)
     sha256 = sha256_of(given.path)
-    source = str(given.path)
-    teacher: dict[str, Any] = {"arch": "given logits", "source": source, "sha256": sha256, "test": None}
+    teacher: dict[str, Any] = {
+        "arch": "given logits",
+        "source": str(given.path),
+        "sha256": sha256,
+        "test": None,
+    }
     if data.labelled:
         teacher["agrees_with_labels"] = given.agreement(data.train.labels)
-    record = {"kind": "distill", "track": resolved.track, "teacher": teacher, **lineage}
-    _bind(folder, data)
-    if folder is not None:
-        folder.inputs["teacher"] = sha256
-    trainer = Trainer(task, data, resolved, folder=folder, record=record, callbacks=callbacks, team=team)
+    record = {"kind": "distill", "track": config.track, "teacher": teacher, **lineage}
+    _bind(folder, sha256)
+    task = DistillTask(student, None, objective, config.track)
+    trainer = Trainer(task, data, config, folder=folder, record=record, callbacks=callbacks, team=team)
     with _opened(folder, team):
         yield trainer
 
 
-def run(config: RunConfig, callbacks: Callbacks = ()) -> Result:
-    """Carry out a run described by its settings alone."""
+def prepare(config: RunConfig, callbacks: Callbacks = ()) -> AbstractContextManager[Trainer]:
+    """Prepare a run that is described by its settings alone, training or distillation."""
     if isinstance(config, DistillConfig):
-        with prepare_distill(config, callbacks) as trainer:
-            return trainer.fit()
+        return prepare_distill(config, callbacks)
     assert isinstance(config, TrainConfig)
-    with prepare_train(config, callbacks) as trainer:
-        return trainer.fit()
+    return prepare_train(config, callbacks)
+
+
+def _folder_and_data(
+    config: RunConfig, team: Team, objective: Objective, given: Any, network: str | None
+) -> tuple[RunFolder | None, ImageDataset]:
+    """Find what settings name, and refuse what cannot be: the cheapest first."""
+    resolve_device(config.device)
+    _smooth(objective, config.label_smoothing)
+    folder = team.lead(lambda: _folder(config))
+    with team.one_by_machine():
+        data = get_data(config, given, network)
+    objective.expect_labels(data.labelled, data.name)
+    if folder is not None:
+        folder.inputs = {"data": data.fingerprint}
+    return folder, data
+
+
+def _smooth(objective: Objective, asked: float) -> None:
+    own = objective.label_smoothing
+    if own not in (0, asked):
+        raise UserError(
+            f"the objective smooths labels by {own} and the settings by {asked}; give label_smoothing={own}, which is "
+            "recorded, or set the objective's to 0"
+        )
+    objective.label_smoothing = asked
+
+
+def _student(
+    given: nn.Module | None, data: ImageDataset, config: RunConfig
+) -> tuple[nn.Module, dict[str, Any]]:
+    """Return the network to train, and where its weights come from, as :func:`starting_network`."""
+    if given is not None:
+        return given, {}
+    return starting_network(config.trained_model, data.num_classes, config.seed)
 
 
 def _folder(config: RunConfig) -> RunFolder | None:
@@ -280,12 +290,10 @@ def _folder(config: RunConfig) -> RunFolder | None:
     return folder
 
 
-def _bind(folder: RunFolder | None, data: ImageDataset, teacher: TrainedNetwork | None = None) -> None:
-    """Tie a run to the content of its data and teacher, which its settings only name."""
-    if folder is not None:
-        folder.inputs = {"data": data.fingerprint}
-        if teacher is not None and teacher.sha256 is not None:
-            folder.inputs["teacher"] = teacher.sha256
+def _bind(folder: RunFolder | None, teacher: str | None) -> None:
+    """Tie a run to the content of its teacher, which its settings only name."""
+    if folder is not None and teacher is not None:
+        folder.inputs["teacher"] = teacher
 
 
 @contextmanager
@@ -304,12 +312,22 @@ def data_of(network: TrainedNetwork) -> str:
     Raises:
         UserError: it cannot be told.
     """
-    name = (network.data or "").partition("[")[0]
+    name = _whole(network.data or "")
     if name:
         return name
     if network.num_classes == 100:
         return "cifar100"
     raise UserError(f"{network.source} does not say which dataset it was trained on; name it with --data")
+
+
+def was_trained_on(network: TrainedNetwork, data: str) -> bool:
+    """Whether a network's file says that it was trained on (a part of) this dataset, by name or by path."""
+    return network.data is not None and realpath(_whole(network.data)) == realpath(_whole(data))
+
+
+def _whole(name: str) -> str:
+    """Name of the dataset of which ``NAME[train=2000]`` is a part."""
+    return name.partition("[")[0]
 
 
 def check_classes(network: TrainedNetwork, data: ImageDataset, objective: Objective | None = None) -> bool:
@@ -383,4 +401,18 @@ def check_normalisation(network: TrainedNetwork, data: ImageDataset) -> None:
         raise UserError(
             f"{network.source} was trained on images normalised with the {network.normalisation} mean and deviation; "
             f"add --normalisation {network.normalisation}, or choose another network"
+        )
+
+
+def check_held_out(network: TrainedNetwork, data: ImageDataset) -> None:
+    """Refuse to test a network on images that it was trained on, which happens where more are held out than then.
+
+    Raises:
+        UserError: some of the test images were among its training images.
+    """
+    then, now = network.reading.get("val_fraction"), data.facts.get("val_fraction")
+    if was_trained_on(network, data.name) and then is not None and now is not None and now > then:
+        raise UserError(
+            f"{network.source} was trained with {then:g} of each class held out for the test, and now it is {now:g}: "
+            f"some of these test images were trained on; use --val_fraction {then:g}"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from itrd.data.datasets import ImageDataset
 from itrd.engine.checkpoint import has_state, load_state, save_state, save_weights
 from itrd.engine.folder import RunFolder
 from itrd.engine.metrics import Meter
+from itrd.engine.networks import reading_of
 from itrd.engine.optimizer import load_optimizer
 from itrd.engine.record import Epoch
 from itrd.errors import CheckpointError
@@ -221,5 +223,6 @@ def save_student(folder: RunFolder, which: str, student: nn.Module, data: ImageD
         **({"top1": f"{test['top1']:.4f}"} if test else {}),
         **({"image_size": str(data.image_size)} if data.image_size is not None else {}),
         **({"normalisation": data.normalisation} if data.normalisation != "dataset" else {}),
+        **({"reading": json.dumps(reading)} if (reading := reading_of(data)) else {}),
     }
     save_weights(folder.path / f"{which}.safetensors", student, metadata)

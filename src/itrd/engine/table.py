@@ -23,6 +23,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ from torch import Tensor, nn
 from itrd.data.datasets import ImageDataset
 from itrd.data.plan import EpochPlan
 from itrd.data.source import ImageSource
+from itrd.engine.checkpoint import sha256_of_weights
 from itrd.engine.device import autocast
 from itrd.engine.files import read_json, write_atomically, write_json
 from itrd.engine.team import ALONE, Team
@@ -61,15 +63,18 @@ _CARRIER = {
 
 
 def table_key(
-    net: nn.Module, data: ImageDataset, images: ImageSource, precision: str, batch_size: int
+    net: nn.Module,
+    data: ImageDataset,
+    images: ImageSource,
+    precision: str,
+    batch_size: int,
+    taps: Sequence[str] | None = None,
 ) -> dict[str, Any]:
-    """Everything that the rows depend on: weights, images, normalisation, views, arithmetic."""
-    digest = hashlib.sha256()
-    for name, tensor in net.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    """Everything that the rows depend on: network, weights, what is read, images, normalisation, views, arithmetic."""
     return {
-        "teacher": digest.hexdigest(),
+        "network": f"{type(net).__module__}.{type(net).__qualname__}",
+        "teacher": sha256_of_weights(net),
+        "taps": None if taps is None else list(taps),
         "data": data.fingerprint,
         "mean": list(data.mean),
         "std": list(data.std),
@@ -164,10 +169,10 @@ class TableFile:
 
     def commit(self) -> None:
         """Make what was written durable: rows first, then the bits that declare them valid."""
-        for store, _ in self._parts.values():
-            store.flush()
         lock = FileLock(self.folder / "filled.lock", mode=0o666, timeout=PATIENCE)
         try:
+            for store, _ in self._parts.values():
+                store.flush()
             with lock:  # or one of two that commit at once loses its bits
                 self.refresh()
                 write_atomically(self.folder / "filled.bin", np.packbits(self.filled).tobytes())
@@ -175,6 +180,11 @@ class TableFile:
             raise DataError(
                 f"another process has held {lock.lock_file} for {PATIENCE} seconds; end it if it hangs, then "
                 "continue this run with --resume"
+            ) from None
+        except OSError as error:
+            raise DataError(
+                f"cannot write the teacher table {self.folder}: {error.strerror or error}; make room, or leave "
+                "teacher_table out, then continue with --resume"
             ) from None
 
     def refresh(self) -> None:
@@ -259,6 +269,7 @@ class TeacherTable:
         batch_size: images per forward pass when rows are computed. Every pass has exactly this size (the last
             is filled up with repetitions), so that a row does not depend on which others were missing. With
             the training batch size the rows are what the live teacher gives in a full batch.
+        taps: modules of the teacher that the settings name; None for its own.
 
     Attributes:
         computed: rows computed by this object.
@@ -274,6 +285,7 @@ class TeacherTable:
         images: ImageSource,
         precision: str,
         batch_size: int,
+        taps: Sequence[str] | None = None,
     ) -> None:
         self._observe, self._images, self._precision, self._batch = observe, images, precision, batch_size
         self.computed = self.looked_up = 0
@@ -289,7 +301,7 @@ class TeacherTable:
             raise DataError(
                 f"no room for a teacher table in {root}: an epoch needs {len(images) * row_bytes:,} bytes"
             )
-        key = table_key(net, data, images, precision, batch_size)
+        key = table_key(net, data, images, precision, batch_size, taps)
         rows = len(images) * images.num_views
         self.file = TableFile(root, key, rows, columns)
         self._check()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
 from typing import Any
 
@@ -162,10 +162,6 @@ class Trainer:
             if "deterministic implementation" not in str(error):
                 raise
             raise UserError(f"--deterministic is not possible here: {str(error).split('. ')[0]}") from None
-        except OSError as error:  # nothing else here deals with files
-            what = ": ".join(filter(None, [error.filename, error.strerror or str(error)]))
-            advice = "mend this, then continue with --resume"
-            raise RunFolderError(f"cannot write {what}; {self._last_good()}; {advice}") from None
 
     def _turns(self) -> Generator[None, None, Result]:
         config = self.config
@@ -174,9 +170,10 @@ class Trainer:
             console = Silent()
         resumed = self._restore(console)
         if self.folder is not None and resumed is not None and self._is_through():
-            return finished_before(self, self.folder)
+            with self._writing():
+                return finished_before(self, self.folder)
         self.provenances = with_provenance(self.provenances, str(self.device), self.team.size)
-        with self._window():
+        with self._window(), self._writing():
             known = [asdict(e) for e in (*self.first_stages, *self.history)]
             log = EpochLog(self.folder, known, tensorboard=config.tensorboard)
         try:
@@ -186,7 +183,8 @@ class Trainer:
                     resumed = None
         finally:
             log.close()
-        return finish(self)
+        with self._writing():
+            return finish(self)
 
     def _run_stage(self, number: int, resumed: Saved | None, console: Quiet, log: EpochLog) -> Iterator[None]:
         """Run one stage, from its beginning or from where the saved state ``resumed`` left it."""
@@ -201,7 +199,8 @@ class Trainer:
             done = yield from self._run_epoch(stage, stepper, console)
             last_of_stage = position.epoch == stage.epochs and stage.name != MAIN
             console.epoch(done)
-            log.add(asdict(done))
+            with self._writing():
+                log.add(asdict(done))
             if stage.name == MAIN:
                 for callback in self._callbacks:
                     callback(self, done)
@@ -266,7 +265,8 @@ class Trainer:
         if self.best is None or not done.test or done.test["top1"] > self.best.test["top1"]:
             self.best = done
             if self.folder is not None:
-                save_student(self.folder, "best", self.task.student, self.data, done)
+                with self._writing():
+                    save_student(self.folder, "best", self.task.student, self.data, done)
         return done
 
     def _run_steps(self, stage: Stage, stepper: Stepper, console: Quiet) -> Iterator[None]:
@@ -330,7 +330,8 @@ class Trainer:
 
     def _save(self, optimizer: torch.optim.Optimizer | None) -> None:
         if self.folder is not None:
-            save_run(self, self.folder, optimizer)
+            with self._writing():
+                save_run(self, self.folder, optimizer)
             self._saved = str(self.position)
 
     def _restore(self, console: Quiet) -> Saved | None:
@@ -347,6 +348,16 @@ class Trainer:
         self._saved = str(self.position)
         console.message(f"resuming at {self.position}")
         return rest
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Say what could not be written, and from where the run can go on."""
+        try:
+            yield
+        except OSError as error:
+            what = ": ".join(str(part) for part in (error.filename, error.strerror or error) if part)
+            advice = "mend this, then continue with --resume"
+            raise RunFolderError(f"cannot write {what}; {self._last_good()}; {advice}") from None
 
     def _last_good(self) -> str:
         if self.folder is None or self._saved is None:
