@@ -20,13 +20,13 @@ from torch import nn
 import itrd
 from itrd.cli import main
 from itrd.data.opening import Reading, read_dataset
-from itrd.engine.checkpoint import read_weights
+from itrd.engine.checkpoint import read_weights, save_weights
 from itrd.engine.config import DistillConfig, TrainConfig
 from itrd.engine.log import Quiet
-from itrd.engine.networks import TrainedNetwork
-from itrd.engine.run import prepare_distill
+from itrd.engine.networks import TrainedNetwork, load_network
+from itrd.engine.run import prepare, prepare_distill
 from itrd.engine.trainer import Interrupted
-from itrd.errors import DataError, UserError
+from itrd.errors import CheckpointError, DataError, UserError
 from photos import Plain, pixels, write_classes, write_photos
 
 QUIET = {"progress": False, "tensorboard": False}
@@ -129,10 +129,64 @@ def test_from_the_command_line(photos: str, tmp_path: Path, capsys: pytest.Captu
 
 def test_a_changed_folder_is_not_resumed(photos: str, tmp_path: Path) -> None:
     config = {"model": "resnet8", "data": photos, "out": str(tmp_path / "run"), **SHORT, "epochs": 1}
-    itrd.engine.run.run(TrainConfig(**config))
+    with prepare(TrainConfig(**config)) as trainer:
+        trainer.fit()
     (Path(photos) / "train" / "cat" / "000.png").unlink()
-    with pytest.raises(UserError, match=r"the data of the run in .* changed since it began"):
-        itrd.engine.run.run(TrainConfig(**config, resume=True))
+    with (
+        pytest.raises(UserError, match=r"the data of the run in .* changed since it began"),
+        prepare(TrainConfig(**config, resume=True)),
+    ):
+        pass
+
+
+def test_images_that_were_trained_on_are_not_tested_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A network remembers how its data was divided, and is not tested on more of it than was held out."""
+    photos, out = str(write_classes(tmp_path / "photos", each=20)), str(tmp_path / "run")
+    flags = ["--data", photos, "--epochs", "1", "--tensorboard", "false", "--progress", "false"]
+    assert main(["train", "--model", "resnet8", *flags, "--val_fraction", "0.1", "--out", out]) == 0
+    record = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert main(["eval", "--model", out, "--data", photos + "/"]) == 0
+    assert f"4 test images: top-1 {record['last']['test']['top1']:.2f}%" in capsys.readouterr().out
+    assert main(["eval", "--model", out, "--val_fraction", "0.05"]) == 0  # 2 of these 4
+    refused = "was trained with 0.1 of each class held out for the test, and now it is 0.2"
+    for command in (["eval", "--model", out], ["distill", "--teacher", out, "--student", "resnet8", *flags]):
+        assert main([*command, "--val_fraction", "0.2"]) == 2
+        assert refused in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("reading", ['{"val_fraction": "all"}', '{"size": 3}', "[]", "{"])
+def test_a_reading_in_no_known_form_is_refused(tmp_path: Path, reading: str) -> None:
+    path = tmp_path / "resnet8.safetensors"
+    save_weights(path, itrd.create_model("resnet8", 10), {"arch": "resnet8", "reading": reading})
+    with pytest.raises(CheckpointError, match="in no known way"):
+        load_network(str(path))
+
+
+class Vanishing:
+    """A dataset whose files are gone after a while; or one with a mistake in it."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error, self.reads = error, 0
+
+    def __len__(self) -> int:
+        return 12
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
+        self.reads += 1
+        if self.reads > 40:
+            raise self.error
+        return pixels(index), index % 2
+
+
+@pytest.mark.parametrize("error", [FileNotFoundError(2, "No such file", "a.png"), TypeError("mistake")])
+def test_what_a_dataset_raises_is_what_is_seen(error: Exception) -> None:
+    data = Vanishing(error), [(pixels(i), i % 2) for i in range(4)]
+    with pytest.raises(type(error), match=str(error.args[-1])):
+        itrd.train(Plain(), data, **{**SHORT, "epochs": 9, "resident": "no", "workers": 0})
+    with pytest.raises(TypeError, match="mistake"):
+        itrd.evaluate(Plain(), Vanishing(TypeError("mistake")), image_size="12", val_fraction=0.5)
 
 
 def test_python_datasets_and_functions(photos: str) -> None:

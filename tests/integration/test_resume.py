@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+import itrd
 from itrd.engine.checkpoint import save_weights
 from itrd.engine.config import DistillConfig, TrainConfig
 from itrd.engine.log import Quiet
@@ -121,6 +122,16 @@ def test_a_run_is_tied_to_its_teachers_content(
     save_weights(tmp_path / "teacher" / "last.safetensors", net, {"arch": "resnet8", "data": "digits"})
     with pytest.raises(RunFolderError, match=r"the teacher of the run in .* changed since it began"):
         resumed(settings, tmp_path / "run")
+
+
+def test_a_run_is_tied_to_a_given_teachers_weights(tmp_path: Path, tiny: dict[str, Any]) -> None:
+    settings = {**tiny, "data": "digits", "out": str(tmp_path / "run"), "epochs": 1}
+    torch.manual_seed(0)
+    itrd.distill(create_model("resnet20", 10), "resnet8", method="kd", **settings)
+    with pytest.raises(RunFolderError, match=r"the teacher of the run in .* changed since it began"):
+        itrd.distill(create_model("resnet20", 10), "resnet8", method="kd", **settings, resume=True)
+    torch.manual_seed(0)
+    itrd.distill(create_model("resnet20", 10), "resnet8", method="kd", **settings, resume=True)
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(

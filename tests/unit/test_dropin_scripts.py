@@ -139,6 +139,16 @@ def test_repdistiller_student(inside: Path, capsys: pytest.CaptureFixture[str]) 
     assert scalars(inside / "save/student_tensorboards" / name).keys() == SCALARS
 
 
+def test_one_process_writes_the_files(
+    inside: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in (("RANK", "1"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "1"), ("LOCAL_WORLD_SIZE", "2")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    assert student.main([*ITRD, "--epochs", "1", "--trial", "several"]) == 2
+    assert "the original scripts run as one process" in capsys.readouterr().err
+
+
 def test_runs_are_not_overwritten(inside: Path, capsys: pytest.CaptureFixture[str]) -> None:
     line = [*ITRD, "--epochs", "1", "--trial", "again"]
     assert student.main([*line, "--resume"]) == 2

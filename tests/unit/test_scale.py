@@ -21,7 +21,7 @@ from itrd.engine.log import Quiet
 from itrd.engine.optimizer import make_optimizer, set_rate
 from itrd.engine.run import prepare_train
 from itrd.errors import UserError
-from itrd.methods import METHODS, Batch
+from itrd.methods import METHODS, Batch, create_objective
 from itrd.models.base import Outputs
 from method_examples import SAMPLES, random_outputs, ready
 from team_worker import digits, outcome, prepared
@@ -158,6 +158,20 @@ def test_gradients_are_scaled_down_to_a_norm() -> None:
         weight.grad = gradient
         optimizer.step()
         assert (before - weight.detach()).tolist() == pytest.approx(moved, rel=1e-5)
+
+
+def test_label_smoothing_is_said_once() -> None:
+    objective = create_objective("kd")
+    objective.label_smoothing = 0.3
+    teacher = itrd.create_model("resnet8", 10)
+    small = {"train_subset": 20, "test_subset": 10, "epochs": 1}
+    for again in (objective, create_objective(objective, 0.5)):
+        with pytest.raises(
+            UserError, match=r"smooths labels by 0\.3 and the settings by 0\.0; give label_smo"
+        ):
+            itrd.distill(teacher, "resnet8", "digits", again, **small)
+    result = itrd.distill(teacher, "resnet8", "digits", objective, **small, label_smoothing=0.3)
+    assert result.record["settings"]["label_smoothing"] == objective.label_smoothing == 0.3
 
 
 @pytest.mark.usefixtures("double")

@@ -43,9 +43,9 @@ def teacher(seed: int = 0) -> Any:
 
 
 def open_table(
-    root: Path, data: Any, images: DeviceImages, net: Any, precision: str = "fp32"
+    root: Path, data: Any, images: DeviceImages, net: Any, precision: str = "fp32", taps: Any = None
 ) -> TeacherTable:
-    return TeacherTable(root, net.observe, net, data, images, precision, batch_size=16)
+    return TeacherTable(root, net.observe, net, data, images, precision, batch_size=16, taps=taps)
 
 
 def plan(epoch: int, images: DeviceImages) -> EpochPlan:
@@ -178,14 +178,19 @@ def test_rows_kept_on_a_device_are_those_of_the_file(
         assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
-def test_another_teacher_or_precision_has_another_table(
+def test_another_teacher_precision_or_embedding_has_another_table(
     tmp_path: Path, data: Any, images: DeviceImages
 ) -> None:
     folders = {
-        open_table(tmp_path, data, images, teacher(seed), precision).file.folder
-        for seed, precision in ((0, "fp32"), (1, "fp32"), (0, "bf16"))
+        open_table(tmp_path, data, images, teacher(seed), precision, taps).file.folder
+        for seed, precision, taps in (
+            (0, "fp32", None),
+            (1, "fp32", None),
+            (0, "bf16", None),
+            (0, "fp32", ["embedding=fc"]),
+        )
     }
-    assert len(folders) == 3
+    assert len(folders) == 4
 
 
 def test_rows_that_were_written_but_not_committed_are_not_trusted(

@@ -14,6 +14,7 @@ from itrd.data import describe_dataset
 from itrd.dropin.files import OriginalFiles
 from itrd.engine.config import RunConfig
 from itrd.engine.interrupt import Interrupted, stop_on_signals
+from itrd.engine.launch import launched
 from itrd.engine.run import Callbacks
 from itrd.engine.trainer import Epoch, Trainer
 from itrd.errors import DataError, RunFolderError, TrainingError, UserError
@@ -75,6 +76,11 @@ def carry_out(
         UserError: something that the user can mend.
         Interrupted: the run was asked to stop; its state is saved.
     """
+    if launched().size > 1:
+        raise UserError(
+            "the original scripts run as one process; several GPUs train with "
+            "`torchrun --nproc_per_node=N -m itrd distill` (or train)"
+        )
     _check_folder(opt)
 
     def tell(trainer: Trainer, epoch: Epoch) -> None:

@@ -50,7 +50,9 @@ class Objective(nn.Module):
         if isinstance(method, Objective):
             if ce_weight is None:
                 return method
-            return cls(list(zip(method.weights, method._methods(), strict=True)), ce_weight)
+            changed = cls(list(zip(method.weights, method._methods(), strict=True)), ce_weight)
+            changed.label_smoothing = method.label_smoothing
+            return changed
         if isinstance(method, Method):
             return cls([(method.weight, method)], method.ce_weight if ce_weight is None else ce_weight)
         terms = parse(method)
