@@ -1,9 +1,14 @@
-"""Train, distil and evaluate from Python, with names or with objects of one's own."""
+"""Train, distil and evaluate from Python, with names or with objects of one's own.
+
+Networks that are given are used themselves, not copies: they end up on the training device, in the memory format of the
+run. The global random generators of torch, Python and NumPy are left as they were.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from typing import Any
 
@@ -14,13 +19,14 @@ from torch import nn
 from itrd.data.datasets import ImageDataset
 from itrd.data.opening import Reading, read_dataset
 from itrd.engine.checkpoint import sha256_of_weights
-from itrd.engine.config import DistillConfig, TrainConfig
+from itrd.engine.config import DistillConfig, RunConfig, TrainConfig
 from itrd.engine.device import resolve_device, set_float32
 from itrd.engine.evaluate import evaluate as _evaluate
 from itrd.engine.networks import TrainedNetwork
 from itrd.engine.place import place_split, place_test, plain_view
 from itrd.engine.record import Result
 from itrd.engine.run import adapted, get_data, prepare_distill, prepare_train, size_for
+from itrd.engine.state import generators, restore_generators
 from itrd.errors import UnknownNameError, UserError
 from itrd.methods import Method, Objective, create_objective
 from itrd.models.observe import examined, logits_of
@@ -37,13 +43,25 @@ def train(model: str | nn.Module, data: Any = "digits", **settings: Any) -> Resu
         settings: fields of :class:`itrd.engine.config.TrainConfig`, for example ``epochs=10``. Nothing is
             written to disk unless ``out`` names a run folder.
 
+    Returns:
+        The run: its epochs, the trained network as ``student``, and the record.
+
     Raises:
-        UserError: settings, data or network cannot work together.
+        UserError: settings, data or network cannot work together; RunFolderError, which is one, the folder.
+        TrainingError: a loss or gradient is not finite.
+
+    Example:
+        >>> result = itrd.train("resnet8", "digits", epochs=1, train_subset=64, test_subset=20)
+        >>> len(result.history)
+        1
     """
     name = model if isinstance(model, str) else type(model).__name__
     data, settings = _own_augmentation(data, settings, model)
     config = _config(TrainConfig, settings, model=name, data=_name(data))
-    with prepare_train(config, model=_module(model), data=_given(data)) as trainer:
+    with (
+        _generators_kept(config),
+        prepare_train(config, model=_module(model), data=_given(data)) as trainer,
+    ):
         return trainer.fit()
 
 
@@ -72,7 +90,14 @@ def distill(
         (:mod:`itrd.engine.control`).
 
     Raises:
-        UserError: settings, data and networks cannot work together.
+        UserError: settings, data and networks cannot work together; RunFolderError, which is one, the folder.
+        TrainingError: a loss or gradient is not finite.
+
+    Example:
+        >>> teacher = itrd.create_model("resnet20", num_classes=10)
+        >>> result = itrd.distill(teacher, "resnet8", "digits", "kd", epochs=1, train_subset=64, test_subset=20)
+        >>> sorted(result.last.test)
+        ['loss', 'top1', 'top5']
     """
     objective = create_objective(method, settings.get("ce_weight"))
     names = {
@@ -97,13 +122,14 @@ def distill(
         "data": dataset,
         "objective": objective,
     }
-    if config.control or config.seeds > 1:
-        from itrd.engine.control import run_seeds
+    with _generators_kept(config):
+        if config.control or config.seeds > 1:
+            from itrd.engine.control import run_seeds
 
-        compared = run_seeds(config, **networks)
-        return replace(next(iter(compared.distilled.values())), comparison=compared.document())
-    with prepare_distill(config, **networks) as trainer:
-        return trainer.fit()
+            compared = run_seeds(config, **networks)
+            return replace(next(iter(compared.distilled.values())), comparison=compared.document())
+        with prepare_distill(config, **networks) as trainer:
+            return trainer.fit()
 
 
 def describe_taps(
@@ -165,6 +191,17 @@ def evaluate(
     with examined("network", net, first):
         net(first)
     return _evaluate(net, images, precision)
+
+
+@contextmanager
+def _generators_kept(config: RunConfig) -> Iterator[None]:
+    """Leave the global random generators, which a run seeds, as they were."""
+    device = resolve_device(config.device)
+    before = generators(device)
+    try:
+        yield
+    finally:
+        restore_generators(before, device)
 
 
 def _config(cls: type, settings: dict[str, Any], **fixed: Any) -> Any:

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+import itrd
 from itrd.engine import trainer as engine
 from itrd.engine.checkpoint import read_weights
 from itrd.engine.config import TrainConfig
@@ -52,6 +53,18 @@ def test_seeds_and_states_of_all_generators() -> None:
     assert drawn() == first
     seed_generators(6)
     assert drawn() != first
+
+
+def test_calls_from_python_leave_the_generators_alone() -> None:
+    seed_generators(1)
+    undisturbed = [drawn() for _ in range(2)]
+    seed_generators(1)
+    small = {"epochs": 1, "train_subset": 16, "test_subset": 10}
+    assert drawn() == undisturbed[0]
+    itrd.train("resnet8", "digits", **small)
+    with pytest.raises(UserError):
+        itrd.distill("absent", "resnet8", "digits", **small)
+    assert drawn() == undisturbed[1]
 
 
 def noisy(patch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import doctest
 import importlib.util
 import inspect
 import os
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+import itrd
 from docs_blocks import COMMANDS, DATA, ROOT, Block, blocks_of, commands_of, inline_code, is_data, pages
 from itrd.cli.parser import GROUPS, RUNS, VERBS, build_parser
 from itrd.dropin.options import student_options, teacher_options
@@ -22,6 +24,14 @@ from itrd.methods import create_objective
 from itrd.models import list_models
 
 PAGES = pages()
+
+
+def test_examples_in_docstrings_do_what_they_say() -> None:
+    found = doctest.testmod(itrd.api, extraglobs={"itrd": itrd})
+    assert found.attempted == 5
+    assert found.failed == 0
+
+
 BLOCKS = {page: blocks_of(page) for page in PAGES}
 EXECUTED = [
     page
