@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from itrd.data import plan_epoch
-from itrd.data.plan import center_view
 
 
 def test_depends_on_seed_and_epoch_alone() -> None:
@@ -26,16 +25,6 @@ def test_leaves_the_global_generator_alone() -> None:
     state = torch.random.get_rng_state()
     plan_epoch(100, 162, 64, seed=0, epoch=0)
     assert torch.equal(state, torch.random.get_rng_state())
-
-
-def test_shuffle_and_augment_are_independent() -> None:
-    both = plan_epoch(500, 162, 64, seed=1, epoch=2)
-    still = plan_epoch(500, 162, 64, seed=1, epoch=2, shuffle=False)
-    bare = plan_epoch(500, 162, 64, seed=1, epoch=2, augment=False)
-    assert torch.equal(still.order, torch.arange(500))
-    assert torch.equal(still.views, both.views)
-    assert torch.equal(bare.order, both.order)
-    assert bare.views.unique().tolist() == [80]
 
 
 def test_never_changes() -> None:
@@ -68,13 +57,6 @@ def test_batches(n: int, size: int, last: int) -> None:
     assert torch.equal(torch.cat([indices for indices, _ in batches]), plan.order)
     assert torch.equal(torch.cat([views for _, views in batches]), plan.views)
     assert len(list(plan)) == len(plan)  # a plan can be gone through again
-
-
-@pytest.mark.parametrize("padding", range(6))
-def test_center_view(padding: int) -> None:
-    side = 2 * padding + 1
-    assert center_view(side**2) == padding * side + padding
-    assert center_view(side**2 * 2) == (padding * side + padding) * 2
 
 
 def test_refuses_what_is_not_positive() -> None:

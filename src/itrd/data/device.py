@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from itrd.data.datasets import Split
-from itrd.data.plan import EpochPlan, center_view
+from itrd.data.plan import EpochPlan
 from itrd.data.source import Drawn
 
 
@@ -22,13 +22,12 @@ class DeviceImages:
     A view is one way to see an image: with ``side = 2 * padding + 1``, view
     ``v = (dy * side + dx) * flips + f`` is the crop whose upper left corner is at row ``dy`` and
     column ``dx`` of the padded image, mirrored left to right if ``f`` is 1 (``flips`` is 2 with
-    ``flip``, otherwise 1 and ``f`` is 0). CIFAR has 9 * 9 * 2 = 162. ``center_view`` is the image
-    as it is.
+    ``flip``, otherwise 1 and ``f`` is 0). CIFAR has 9 * 9 * 2 = 162; the 81st, view 80, is
+    the image as it is.
 
     Attributes:
         labels: int64 (N,), on the device.
         num_views: number of views of an image.
-        center_view: the view that changes nothing.
         shape: (C, H, W) of an image.
         channels_last: memory order of the batches.
     """
@@ -54,7 +53,6 @@ class DeviceImages:
         self._side = 2 * padding + 1
         self._flips = 2 if flip else 1
         self.num_views = self._side**2 * self._flips
-        self.center_view = center_view(self.num_views)
 
         padded_height, padded_width = height + 2 * padding, width + 2 * padding
         padded = torch.zeros(count, channels, padded_height, padded_width, dtype=torch.uint8, device=device)

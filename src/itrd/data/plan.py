@@ -47,17 +47,8 @@ class EpochPlan:
         return replace(self, order=self.order.to(device), views=self.views.to(device))
 
 
-def plan_epoch(
-    n: int,
-    num_views: int,
-    batch_size: int,
-    *,
-    seed: int,
-    epoch: int,
-    shuffle: bool = True,
-    augment: bool = True,
-) -> EpochPlan:
-    """Draw the plan of one epoch over ``n`` images, on the CPU.
+def plan_epoch(n: int, num_views: int, batch_size: int, *, seed: int, epoch: int) -> EpochPlan:
+    """Draw the plan of one epoch over ``n`` images, on the CPU: a permutation, and a view for each, all alike.
 
     Args:
         n: number of images.
@@ -65,19 +56,14 @@ def plan_epoch(
         batch_size: images in a batch; the last batch holds what is left.
         seed: of the run.
         epoch: number of the epoch.
-        shuffle: draw a permutation; otherwise the images come in their own order.
-        augment: draw the views evenly; otherwise every image is seen as it is.
 
     Raises:
         ValueError: a number is not positive.
     """
     if min(n, num_views, batch_size) < 1:
         raise ValueError(f"need positive numbers, not {n=}, {num_views=}, {batch_size=}")
-    order = torch.randperm(n, generator=_generator(seed, epoch, "order")) if shuffle else torch.arange(n)
-    if augment:
-        views = torch.randint(num_views, (n,), generator=_generator(seed, epoch, "views"))
-    else:
-        views = torch.full((n,), center_view(num_views))
+    order = torch.randperm(n, generator=_generator(seed, epoch, "order"))
+    views = torch.randint(num_views, (n,), generator=_generator(seed, epoch, "views"))
     return EpochPlan(order, views, batch_size)
 
 
@@ -89,15 +75,6 @@ def pieces(count: int, most: int) -> list[int]:
     """
     number = max(1, min(most, count // 2))
     return [count // number + (i < count % number) for i in range(number)]
-
-
-def center_view(num_views: int) -> int:
-    """Return the view that shows the image as it is: the middle crop, not flipped.
-
-    The number of crops, (2p+1)^2, is odd: an even number of views means there are flipped ones.
-    """
-    flips = 1 if num_views % 2 else 2
-    return num_views // flips // 2 * flips
 
 
 def _generator(seed: int, epoch: int, purpose: str) -> torch.Generator:
