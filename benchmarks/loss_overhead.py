@@ -67,7 +67,7 @@ class Bench:
         torch.manual_seed(0)
         self.device = device
         if device.type == "cuda":
-            torch.cuda.set_device(device)  # where events are recorded
+            torch.cuda.set_device(device.index or 0)  # where events are recorded
             set_float32(precision)
         self.precision = precision
         self.teacher = self._place(create_model(TEACHER, CLASSES)).eval().requires_grad_(False)

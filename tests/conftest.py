@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,8 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 
+HAS_GPU = torch.cuda.is_available
+VISIBLE = os.environ.get("CUDA_VISIBLE_DEVICES")
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "benchmarks")]
+
+# Before the first matrix product on a GPU, or runs that are to be deterministic find that it is too late.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 import torchvision_ops  # noqa: E402, F401 - before anything imports torchvision
 
@@ -30,12 +36,23 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-@pytest.fixture(autouse=True)
-def _processor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+@pytest.fixture(autouse=True, scope="session")
+def _processor() -> Iterator[None]:
     """What is not marked ``gpu`` runs on the CPU, also where there is a GPU: many tests compare bits."""
-    if request.node.get_closest_marker("gpu") is None:
-        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # of processes that the test starts
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", lambda: False)
+        patch.setenv("CUDA_VISIBLE_DEVICES", "")  # of processes that a test starts
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What is marked ``gpu`` sees it."""
+    if request.node.get_closest_marker("gpu") is not None:
+        monkeypatch.setattr(torch.cuda, "is_available", HAS_GPU)
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+        if VISIBLE is not None:
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", VISIBLE)
     yield
     torch.use_deterministic_algorithms(False)
     torch.backends.cudnn.deterministic = False

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import itrd
@@ -210,6 +211,26 @@ def test_a_step_never_waits_and_stays_on_its_device(method: str, skip: bool) -> 
             with NoHost(), torch.device("meta"):
                 stepper.take(drawn, None)
             trainer.position.next_stage()
+
+
+@pytest.mark.usefixtures("deferred")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_no_operation_of_a_step_reads_a_number(method: str, precision: str) -> None:
+    """Within operations that are made of others, too, and in the backward pass, where no watch can stand."""
+    with prepared(config(method, precision=precision, batch_size=4)) as trainer:
+        reads = set()
+        for stage in trainer._stages:
+            optimizer = engine.make_optimizer(stage.begin(), trainer.config, trainer.device)
+            stepper = trainer._stepper(stage, optimizer)
+            plan = engine.plan_epoch(90, trainer.train_images.num_views, 4, seed=0, epoch=1)
+            drawn = next(iter(trainer.train_images.draw(plan, 0)))
+            stepper.take(drawn, None)
+            with profile(activities=[ProfilerActivity.CPU]) as recorder:
+                stepper.take(drawn, None)
+            reads |= {"_local_scalar_dense" in event.key for event in recorder.key_averages()}
+            trainer.position.next_stage()
+        assert (True in reads) == (method in WAITING)
 
 
 def test_the_watch_sees_a_wait() -> None:

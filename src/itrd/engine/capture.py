@@ -54,9 +54,9 @@ def record_cuda(body: Callable[[], None]) -> Callable[[], None]:
         # Other threads, such as one that pins memory for images being read, may go on meanwhile.
         with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
             body()
-    except Exception:
+    except Exception as error:
         _clean_up(graph, pool)
-        raise
+        raise error.__context__ or error from None  # ending what is broken fails, too, and says less
     return graph.replay
 
 

@@ -14,11 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from itrd.engine.device import full_float32
 from itrd.models.base import FeatureNet, Outputs
 
 _TOLERANCE = 1e-4  # of the largest entry, in float32: folding only changes rounding
 
 
+@full_float32()
 @torch.no_grad()
 def fold_batch_norms(net: FeatureNet, images: Tensor) -> FeatureNet:
     """Return a copy of a network in eval mode with every foldable batch norm folded away.

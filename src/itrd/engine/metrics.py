@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
-
-
-def correct_at(logits: Tensor, labels: Tensor, k: int) -> Tensor:
-    """Count the samples whose label is among the k largest logits; scalar tensor on the device."""
-    k = min(k, logits.shape[1])
-    return (logits.topk(k, dim=1).indices == labels[:, None]).any(dim=1).sum()
 
 
 class Meter:
@@ -48,7 +42,7 @@ class Meter:
         """
         self._prepare(list(values), next(iter(values.values())).device, taken is not None)
         assert self._sums is not None
-        weighted = _stacked(list(values.values())) * n
+        weighted = stacked(list(values.values())) * n
         if taken is not None:
             assert self._skipped is not None
             weighted = torch.where(taken, weighted, 0.0)
@@ -99,7 +93,7 @@ class Meter:
         self._skipped = torch.tensor(skipped, device=device) if any(skipped) else None
 
 
-def _stacked(scalars: list[Tensor]) -> Tensor:
+def stacked(scalars: Sequence[Tensor]) -> Tensor:
     """Scalars of any floating types as one float64 vector, in few kernels where the types are equal."""
     if len({scalar.dtype for scalar in scalars}) == 1:
         return torch.stack([scalar.detach() for scalar in scalars]).double()
@@ -108,8 +102,9 @@ def _stacked(scalars: list[Tensor]) -> Tensor:
 
 def accuracies(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
     """Top-1 and top-5 accuracy of a batch in percent, as scalars on the device."""
-    n = labels.shape[0]
-    return {f"top{k}": correct_at(logits, labels, k) * (100.0 / n) for k in (1, 5)}
+    best = logits.topk(min(5, logits.shape[1]), dim=1).indices
+    right = best == labels[:, None]
+    return {f"top{k}": right[:, :k].sum() * (100.0 / len(labels)) for k in (1, 5)}
 
 
 def accuracy_text(found: Mapping[str, float], classes: int) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from itrd.engine.metrics import stacked
 from itrd.engine.task import DistillTask
 from itrd.errors import TrainingError
 
@@ -127,10 +128,9 @@ class StepGuard:
         """Judge a step on its device, without waiting; keep the first bad verdict; return whether it is good."""
         self._terms = list(terms)
         self._judged = [p for p in _trained(optimizer) if p.grad is not None]
-        values = torch.stack([value.detach().double() for value in terms.values()]).isfinite()
         # The largest absolute entry cannot overflow, as a sum of squares can.
-        gradients = torch.stack(torch._foreach_norm(_gradients(optimizer), math.inf)).isfinite()
-        finite = torch.cat([values, gradients])
+        norms = torch._foreach_norm(_gradients(optimizer), math.inf)
+        finite = torch.cat([stacked(list(terms.values())), stacked(norms)]).isfinite()
         good = finite.all()
         if self._verdicts is None or self._verdicts.shape != finite.shape:  # the first step of a stage
             self._outgrown.append(self._verdicts)

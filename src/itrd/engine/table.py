@@ -230,12 +230,17 @@ class DeviceRows:
         """Return rows (int64, any order, all valid in ``file``) as tensors (len(rows), width) on the device."""
         absent = np.unique(rows[~self._there[rows]])
         if len(absent):
-            where = torch.from_numpy(absent).to(self._device)
-            for name, value in file.read(absent).items():
-                self._parts[name][where] = value.to(self._device)
-            self._there[absent] = True
+            self.put(absent, file.read(absent))
+        # A copy from pageable memory waits for the stream, so that runs on other streams see whole rows.
         where = torch.from_numpy(rows).to(self._device)
         return {name: part[where] for name, part in self._parts.items()}
+
+    def put(self, rows: np.ndarray, values: dict[str, Tensor]) -> None:
+        """Keep rows (int64, each once) with these values (len(rows), width)."""
+        where = torch.from_numpy(rows).to(self._device)
+        for name, value in values.items():
+            self._parts[name][where] = value.to(self._device)
+        self._there[rows] = True
 
 
 # The rows on a device serve every run of the process that looks into the same table.
@@ -310,6 +315,7 @@ class TeacherTable:
     def epoch(self, plan: EpochPlan) -> EpochRows:
         """Outputs for an epoch's plan (on the CPU); rows that are missing are computed and stored."""
         rows = plan.order.numpy() * self._images.num_views + plan.views.numpy()
+        self.file.refresh()  # other runs may have written some meanwhile
         self._compute(rows[~self.file.filled[rows]])
         self.looked_up += len(rows)
         if self._on_device is not None:
@@ -354,7 +360,10 @@ class TeacherTable:
         """Compute and store rows."""
         for start in range(0, len(missing), self._batch):
             part = missing[start : start + self._batch]
-            self.file.write(part, self._forward(part))
+            found = self._forward(part)
+            if self._on_device is not None:
+                self._on_device.put(part, found)
+            self.file.write(part, found)  # waits for the device: runs on other streams see whole rows
         if len(missing):
             self.file.commit()
         self.computed += len(missing)
