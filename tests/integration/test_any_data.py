@@ -156,12 +156,46 @@ def test_images_that_were_trained_on_are_not_tested_on(
         assert refused in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("reading", ['{"val_fraction": "all"}', '{"size": 3}', "[]", "{"])
-def test_a_reading_in_no_known_form_is_refused(tmp_path: Path, reading: str) -> None:
+def test_classes_in_another_order_are_not_taken_for_the_same(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ("cat", "dog", "fox")
+    photos, out = str(write_classes(tmp_path / "photos", names)), str(tmp_path / "run")
+    flags = ["--epochs", "1", "--tensorboard", "false", "--progress", "false"]
+    assert main(["train", "--model", "resnet8", "--data", photos, *flags, "--out", out]) == 0
+    (tmp_path / "photos" / "fox").rename(tmp_path / "photos" / "wolf")
+    assert main(["eval", "--model", out]) == 0  # another name for the same number
+    (tmp_path / "photos" / "wolf").rename(tmp_path / "photos" / "ape")
+    student = ["distill", "--teacher", out, "--student", "resnet8", "--data", photos, *flags]
+    for command in (["eval", "--model", out], [*student, "--method", "kd"]):
+        assert main(command) == 2
+        assert "class 'cat' is number 0 for" in capsys.readouterr().err
+    assert main([*student, "--method", "hint", "--out", str(tmp_path / "hint")]) == 0  # it reads no logits
+
+
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        ("reading", '{"val_fraction": "all"}'),
+        ("reading", '{"size": 3}'),
+        ("reading", "[]"),
+        ("reading", "{"),
+        ("class_names", '{"cat": 1}'),
+        ("class_names", "[1]"),
+    ],
+)
+def test_metadata_in_no_known_form_are_refused(tmp_path: Path, key: str, said: str) -> None:
     path = tmp_path / "resnet8.safetensors"
-    save_weights(path, itrd.create_model("resnet8", 10), {"arch": "resnet8", "reading": reading})
-    with pytest.raises(CheckpointError, match="in no known way"):
+    save_weights(path, itrd.create_model("resnet8", 10), {"arch": "resnet8", key: said})
+    with pytest.raises(CheckpointError, match=f"the {key} of .* cannot be understood"):
         load_network(str(path))
+
+
+def test_a_single_image_at_the_end_joins_the_batch_before() -> None:
+    """A batch norm makes nothing of one value a channel."""
+    data = [(pixels(i), i % 2) for i in range(17)], [(pixels(i), i % 2) for i in range(4)]
+    net = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(3, 2))
+    assert len(itrd.train(net, data, **SHORT).history) == 2
 
 
 class Vanishing:

@@ -138,6 +138,16 @@ def test_which_folder_is_the_test(tmp_path: Path) -> None:
         read(str(tmp_path), test_split="exam")
 
 
+@pytest.mark.parametrize(("train", "test"), [("Train", "Val"), ("training", "testing"), ("TRAIN", "Eval")])
+def test_other_names_of_the_halves(tmp_path: Path, train: str, test: str) -> None:
+    write_classes(tmp_path / train, each=4)
+    write_classes(tmp_path / test, each=2)
+    data = read_dataset(tmp_path)
+    assert (len(data.train), len(data.test), data.class_names) == (8, 4, ("cat", "dog"))
+    with pytest.raises(DataError, match="is for training; name another test_split"):
+        read_dataset(tmp_path, Reading(test_split=train))
+
+
 def test_the_same_pictures_have_the_same_fingerprint_and_others_do_not(tmp_path: Path) -> None:
     first = open_dataset(str(write_photos(tmp_path / "a")), Reading()).fingerprint
     shutil.copytree(tmp_path / "a", tmp_path / "b")

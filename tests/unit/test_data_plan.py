@@ -59,6 +59,14 @@ def test_batches(n: int, size: int, last: int) -> None:
     assert len(list(plan)) == len(plan)  # a plan can be gone through again
 
 
+@pytest.mark.parametrize(
+    ("n", "batch_size", "sizes"),
+    [(17, 8, (8, 9)), (16, 8, (8, 8)), (18, 8, (8, 8, 2)), (3, 1, (1, 1, 1)), (1, 8, (1,)), (9, 8, (9,))],
+)
+def test_a_single_image_joins_the_batch_before(n: int, batch_size: int, sizes: tuple[int, ...]) -> None:
+    assert plan_epoch(n, 162, batch_size, seed=0, epoch=1).sizes == sizes
+
+
 def test_refuses_what_is_not_positive() -> None:
     for numbers in ((0, 1, 1), (1, 0, 1), (1, 1, 0), (-1, 1, 1)):
         with pytest.raises(ValueError, match="positive"):

@@ -1,6 +1,6 @@
 """Folders of image files.
 
-photos/train/cat/1.jpg    photos/val/cat/9.jpg      two halves; val may be called validation, valid or test
+photos/train/cat/1.jpg    photos/val/cat/9.jpg      two halves; see TRAINS and TESTS for other names of them
 photos/cat/1.jpg          photos/dog/2.jpg          one folder, to be split
 photos/1.jpg              photos/2.jpg              images without labels
 """
@@ -21,6 +21,8 @@ from itrd.errors import DataError
 
 TRAIN = "train"
 TESTS = ("val", "validation", "valid", "test")  # the first that is there
+ALSO_TRAIN = ("training",)  # of folders, where capitals make no difference either
+ALSO_TEST = ("eval", "testing")
 CHECKED = "itrd-checked.json"
 _HEAD = 4096  # bytes of a file that its fingerprint reads
 
@@ -33,24 +35,27 @@ def read_folder(folder: Path, test_split: str | None = None) -> tuple[Part, Part
 
     Args:
         folder: see the module's text.
-        test_split: name of the subfolder to test on; None for the first of val, validation, valid and test.
+        test_split: name of the subfolder to test on; None for the first of :data:`TESTS` and :data:`ALSO_TEST`.
 
     Raises:
         DataError: there is no image, or the layout is none of these.
     """
     try:
-        train = folder / TRAIN
-        if not train.is_dir():
+        there = {entry.name.lower(): entry.name for entry in os.scandir(folder) if entry.is_dir()}
+        train = next((there[name] for name in (TRAIN, *ALSO_TRAIN) if name in there), None)
+        if train is None:
             if test_split is not None:
                 raise DataError(
                     f"{folder} has no folder {TRAIN}, so there is no {test_split} beside it; leave it out"
                 )
             return _part(folder, folder), None
-        present = [name for name in TESTS if (folder / name).is_dir()]
+        present = [there[name] for name in (*TESTS, *ALSO_TEST) if name in there]
         name = test_split or next(iter(present), None)
         if test_split is not None and not (folder / test_split).is_dir():
-            raise DataError(f"{folder} has no folder {test_split}; it has {', '.join([TRAIN, *present])}")
-        return _part(train, folder), None if name is None else _part(folder / name, folder)
+            raise DataError(f"{folder} has no folder {test_split}; it has {', '.join([train, *present])}")
+        if name == train:
+            raise DataError(f"{folder / train} is for training; name another test_split, or leave it out")
+        return _part(folder / train, folder), None if name is None else _part(folder / name, folder)
     except OSError as error:
         raise DataError(f"cannot read {error.filename or folder}: {error.strerror or error}") from None
 

@@ -53,7 +53,8 @@ def plan_epoch(n: int, num_views: int, batch_size: int, *, seed: int, epoch: int
     Args:
         n: number of images.
         num_views: of :class:`itrd.data.device.DeviceImages`.
-        batch_size: images in a batch; the last batch holds what is left.
+        batch_size: images in a batch; the last batch holds what is left. Where that is a single image, of which a
+            batch norm could make nothing, it joins the batch before.
         seed: of the run.
         epoch: number of the epoch.
 
@@ -64,7 +65,9 @@ def plan_epoch(n: int, num_views: int, batch_size: int, *, seed: int, epoch: int
         raise ValueError(f"need positive numbers, not {n=}, {num_views=}, {batch_size=}")
     order = torch.randperm(n, generator=_generator(seed, epoch, "order"))
     views = torch.randint(num_views, (n,), generator=_generator(seed, epoch, "views"))
-    return EpochPlan(order, views, batch_size)
+    full, rest = divmod(n, batch_size)
+    joined = (batch_size,) * (full - 1) + (batch_size + 1,) if rest == 1 and full else None
+    return EpochPlan(order, views, batch_size, joined)
 
 
 def pieces(count: int, most: int) -> list[int]:

@@ -236,6 +236,10 @@ def _two(splits: Mapping[str, Any], title: str, test_split: str | None) -> tuple
         raise DataError(f"{title} has no split called {TRAIN}; {there}")
     if test_split is not None and test_split not in splits:
         raise DataError(f"{title} has no split called {test_split}; {there}")
+    if test_split == TRAIN:
+        raise DataError(
+            f"the split {TRAIN} of {title} is for training; name another test_split, or leave it out"
+        )
     return TRAIN, test_split or next((name for name in TESTS if name in splits), None)
 
 

@@ -133,13 +133,12 @@ class CapturedStepper(Stepper):
     def steps(self, plan: EpochPlan, known: EpochRows | None, start: int) -> Iterator[int]:
         """Take the steps of an epoch, see :meth:`itrd.engine.step.Stepper.steps`."""
         self._fill(plan, known, start)
-        full, size = divmod(len(plan.order), plan.batch_size)
-        for number in range(start, len(plan)):
-            if number < full:
-                self._full_batch(plan.batch_size)
-            else:
+        for number, size in enumerate(plan.sizes[start:], start):
+            if size == plan.batch_size:
+                self._full_batch(size)
+            else:  # the last
                 self._take_at(torch.arange(size, device=self.source.device) + number * plan.batch_size)
-            self.meter.count += plan.batch_size if number < full else size
+            self.meter.count += size
             self.guard.look(number)
             yield number
 

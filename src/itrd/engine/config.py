@@ -58,7 +58,8 @@ class RunConfig:
             resized_crop above.
         flip: mirror training images at random (default: yes, but for digits).
         val_fraction: share of each class that is held out for the test where the data has no test images.
-        test_split: folder or split to test on (default: the first of val, validation, valid and test that is there).
+        test_split: folder or split to test on (default: the first of val, validation, valid, test, eval and testing
+            that is there).
         image_column: column of a table that holds the images (default: found by type and name).
         label_column: column of a table that holds the labels (default: found by type and name).
         resident: decode all images once and keep them on the device (yes), read them in every epoch (no), or keep

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ class TrainedNetwork:
         image_size: side of the images it was trained on; None where that is not known, or the dataset's own.
         reading: what else decides which of the data's images it was trained on, where its file tells
             (:func:`reading_of`).
+        class_names: in the order of its logits, where its file tells; otherwise empty.
         preprocessing: what images it expects, where a library says so.
     """
 
@@ -47,6 +49,7 @@ class TrainedNetwork:
     preprocessing: hubs.Preprocessing | None = None
     image_size: int | None = None
     reading: dict[str, Any] = field(default_factory=dict)
+    class_names: tuple[str, ...] = ()
 
 
 # Settings of a reading that decide which images are for training and which for the test, and their types.
@@ -138,7 +141,8 @@ def load_network(spec: str) -> TrainedNetwork:
         data,
         normalisation,
         image_size=int(size) if size.isdecimal() else None,
-        reading=_reading_said(metadata, path),
+        reading=_said(metadata, "reading", path, {}, _is_reading),
+        class_names=tuple(_said(metadata, "class_names", path, [], _are_names)),
     )
 
 
@@ -149,15 +153,25 @@ def _classes_said(metadata: dict[str, str], path: Path) -> int:
     return int(said)
 
 
-def _reading_said(metadata: dict[str, str], path: Path) -> dict[str, Any]:
-    """What :func:`reading_of` said when the file was written."""
+def _said(metadata: dict[str, str], key: str, path: Path, default: Any, is_one: Callable[[Any], bool]) -> Any:
+    """Return what a file says in JSON, if it is what it should be."""
     try:
-        said = json.loads(metadata.get("reading", "{}"))
-        if all(type(value) is _WHICH_IMAGES[name] for name, value in said.items()):
-            return dict(said)
-    except (ValueError, AttributeError, LookupError, RecursionError):
-        pass
-    raise CheckpointError(f"{path} says in no known way how its data was read; train it again")
+        said = json.loads(metadata[key]) if key in metadata else default
+    except (ValueError, RecursionError):
+        said = None
+    if not is_one(said):
+        raise CheckpointError(f"the {key} of {path} cannot be understood; train it again")
+    return said
+
+
+def _is_reading(said: Any) -> bool:
+    return isinstance(said, dict) and all(
+        type(value) is _WHICH_IMAGES.get(name) for name, value in said.items()
+    )
+
+
+def _are_names(said: Any) -> bool:
+    return isinstance(said, list) and len(said) <= MAX_CLASSES and all(isinstance(name, str) for name in said)
 
 
 def architecture_from_path(path: str | Path) -> str | None:

@@ -342,9 +342,11 @@ def check_classes(network: TrainedNetwork, data: ImageDataset, objective: Object
         Whether the numbers are equal, so that the network's accuracy on the dataset means something.
 
     Raises:
-        UserError: they differ, and the objective reads the network's logits.
+        UserError: they differ, or the classes come in another order, and the objective reads the network's logits.
     """
     if network.num_classes == data.num_classes:
+        if objective is None or "logits" in objective.reads:
+            _check_order(network, data)
         return True
     if objective is None or "logits" in objective.reads:
         reason = "" if objective is None else f"{objective.describe()} compares logits class by class, but "
@@ -358,6 +360,17 @@ def check_classes(network: TrainedNetwork, data: ImageDataset, objective: Object
             f"choose a network trained on this dataset, or another --data{advice}"
         )
     return False
+
+
+def _check_order(network: TrainedNetwork, data: ImageDataset) -> None:
+    """Refuse a network that gives a class another number than the dataset does; other names alone are no matter."""
+    numbers = {name: number for number, name in enumerate(network.class_names)}
+    for number, name in enumerate(data.class_names):
+        if numbers.get(name, number) != number:
+            raise UserError(
+                f"class {name!r} is number {numbers[name]} for {network.source} and number {number} in {data.name}; "
+                "give the classes of the data the names that they had in training"
+            )
 
 
 def adapted(teacher: TrainedNetwork, data: ImageDataset, config: DistillConfig) -> TrainedNetwork:

@@ -223,6 +223,7 @@ def save_student(folder: RunFolder, which: str, student: nn.Module, data: ImageD
         **({"top1": f"{test['top1']:.4f}"} if test else {}),
         **({"image_size": str(data.image_size)} if data.image_size is not None else {}),
         **({"normalisation": data.normalisation} if data.normalisation != "dataset" else {}),
+        **({"class_names": json.dumps(data.class_names)} if data.class_names else {}),
         **({"reading": json.dumps(reading)} if (reading := reading_of(data)) else {}),
     }
     save_weights(folder.path / f"{which}.safetensors", student, metadata)
