@@ -21,8 +21,7 @@ from itrd.bench.report import embedded, write_report
 from itrd.bench.summary import TrackSummary, summaries, title_of
 from itrd.bench.tables import difference, escape, published_table
 from itrd.bench.tracks import list_tracks, load_track
-from itrd.catalogue.overhead import measurements
-from itrd.catalogue.page import cost_in_words
+from itrd.catalogue.overhead import cost_in_words, measurements
 from itrd.cli import main
 from itrd.methods import METHODS
 from itrd.recipes import Pair
