@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,14 +46,15 @@ def bench(*words: str) -> int:
     return main(["bench", "run", "--track", "tiny.yaml", *words])
 
 
-def start(*words: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "itrd", "bench", "run", "--track", "tiny.yaml", *words]
+def start(*words: str, program: Sequence[str] = ("-m", "itrd"), alone: bool = False) -> subprocess.Popen:
+    command = [sys.executable, *program, "bench", "run", "--track", "tiny.yaml", *words]
     return subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
+        start_new_session=alone,
     )
 
 
@@ -159,6 +161,55 @@ def test_two_runners_never_do_the_same_cell(capfd: pytest.CaptureFixture[str]) -
     finished = [line for line in error.splitlines() if "after the last epoch" in line]
     assert len(finished) == 5
     assert_complete()
+
+
+def test_runners_that_all_fail_are_a_failure(capfd: pytest.CaptureFixture[str]) -> None:
+    Path("tiny.yaml").write_text(yaml.safe_dump({**TRACK, "data": "cifar100"}))
+    assert bench("--jobs", "2", "--data_root", "nowhere") == 1
+    error = capfd.readouterr().err
+    assert "2 of 2 runners failed: " in error
+    assert "nowhere" in error
+    assert "(0 cells done, 5 left)" in error
+    assert "Traceback" not in error
+
+
+SLOW_STEPS = """
+import sys, time
+from itrd.cli import main
+from itrd.engine.log import Quiet
+def step(self, epoch, images):
+    print("step", flush=True)
+    time.sleep(60)  # longer than anybody waits
+Quiet.step = step
+if __name__ == "__main__":  # the processes of --jobs read this file, too
+    sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_a_second_signal_ends_runners_at_once(jobs: str) -> None:
+    Path("slow.py").write_text(SLOW_STEPS)
+    process = start("--jobs", jobs, program=["slow.py"])
+    assert process.stdout is not None
+    assert process.stdout.readline() == "step\n"
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.5)
+    assert process.poll() is None  # the first one waits for the step
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=10) == 130
+
+
+def test_a_signal_that_everybody_gets_counts_once() -> None:
+    """A terminal, or a batch system, signals parent and children alike: they save all the same."""
+    Path("tiny.yaml").write_text(yaml.safe_dump({**TRACK, "settings": {**TRACK["settings"], "epochs": 500}}))
+    process = start("--jobs", "2", "--methods", "none", alone=True)
+    folders = [Path(f"runs/tiny/resnet8-none-seed{seed}") for seed in (0, 1)]
+    wait_for(lambda: all((f / "checkpoint.pt").exists() for f in folders) or process.poll() is not None)
+    os.killpg(process.pid, signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130, error
+    assert error.count("the next runner continues it") == 2
+    assert not list(Path("results/tiny/.claims").glob("*.json"))
 
 
 def test_lack_of_a_teacher_is_said(capsys: pytest.CaptureFixture[str]) -> None:

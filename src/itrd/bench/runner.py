@@ -23,6 +23,7 @@ from itrd.bench.tracks import TEACHER, Track
 from itrd.bench.watch import Watch
 from itrd.data.datasets import ImageDataset
 from itrd.engine.config import DistillConfig, RunConfig, TrainConfig
+from itrd.engine.interrupt import received
 from itrd.engine.networks import TrainedNetwork, load_network
 from itrd.engine.record import Epoch
 from itrd.engine.run import get_data, prepare_distill, prepare_train
@@ -115,12 +116,8 @@ class Runner:
         self._working: list[_Work] = []
         self._teacher_cells = {c.student: c for c in cells_of(track) if c.method == TEACHER}
 
-    def request_stop(self) -> None:
-        """Stop after the current step, with everything saved."""
-        self.watch.stop("signal")
-
     def run(self) -> Report:
-        """Work until everything is done, the budget is spent, or somebody asks to stop."""
+        """Work until everything is done, the budget is spent, or :mod:`itrd.engine.interrupt` knows of a signal."""
         with self.watch:
             try:
                 self._work_through()
@@ -129,7 +126,8 @@ class Runner:
                     work.seat.close()
                     work.held.close()
         self.report.stopped = self.watch.stopped
-        self.report.left = len(self._open_cells()) + len(self.report.failed)
+        self.report.signal = received() or None
+        self.report.left = len(self.open_cells()) + len(self.report.failed)
         return self.report
 
     def _work_through(self) -> None:
@@ -149,7 +147,8 @@ class Runner:
             else:
                 look_again = 0.0
 
-    def _open_cells(self) -> list[Cell]:
+    def open_cells(self) -> list[Cell]:
+        """What is still to do, as far as this runner did not fail at it."""
         done = self.ledger.done(self.track.name)
         return [
             cell
@@ -171,7 +170,7 @@ class Runner:
         """Begin with the first cell that can be done; return whether anything has changed."""
         self.report.skipped = {}
         mine = {work.cell for work in self._working}
-        for cell in self._open_cells():
+        for cell in self.open_cells():
             if cell in mine:
                 continue
             reason = self._missing(cell)
@@ -184,10 +183,10 @@ class Runner:
                 continue
             with ExitStack() as held:
                 held.enter_context(claim)
-                if cell not in self._open_cells():  # somebody finished it since we looked
+                if cell not in self.open_cells():  # somebody finished it since we looked
                     return True
                 if not self.watch.time_for_another():
-                    self.watch.stop("budget")
+                    self.watch.stop()
                     return False
                 self._begin(cell, claim, held)
             return True
@@ -205,7 +204,7 @@ class Runner:
 
     def _wait_for_teachers(self) -> bool:
         """Wait a little if another runner is training a teacher that some of our cells need."""
-        wanted = {cell.teacher for cell in self._open_cells() if self._missing(cell)}
+        wanted = {cell.teacher for cell in self.open_cells() if self._missing(cell)}
         if not any(self.claims.is_taken(self._teacher_cells[name]) for name in wanted if name):
             return False
         return self.watch.sleep(POLL)
