@@ -15,8 +15,11 @@ from typing import Any
 import pytest
 import yaml
 
+from itrd.bench.cells import cells_of
 from itrd.bench.check import check_ledger, check_zoo
 from itrd.bench.ledger import Ledger
+from itrd.bench.runner import Options, Runner
+from itrd.bench.tracks import load_track
 from itrd.cli import main
 
 TRACK: dict[str, Any] = {
@@ -246,6 +249,52 @@ def test_what_a_killed_runner_had_trained_is_not_trained_again(capsys: pytest.Ca
     assert check_zoo(Path("zoo")) == []
 
 
+def test_the_result_of_another_run_does_not_become_a_record(capsys: pytest.CaptureFixture[str]) -> None:
+    cell = ["--methods", "kd", "--seeds", "0"]
+    assert bench("--methods", "teacher") == 0
+    assert bench(*cell) == 0
+    result, record = (
+        Path("runs/tiny/resnet14-resnet8-kd-seed0/result.json"),
+        Path("results/tiny") / f"{NAMES[0]}.json",
+    )
+    held, before = json.loads(result.read_text()), numbers(Path("results"))
+    record.unlink()
+    others = {
+        "other learning_rate, seed": {"settings": {**held["settings"], "seed": 7, "learning_rate": 1e-4}},
+        "other augment": {"settings": {**held["settings"], "augment": "none"}},
+        "other content of the data": {"data": {**held["data"], "fingerprint": "0" * 64}},
+        "other weights of the teacher": {"teacher": {**held["teacher"], "sha256": "0" * 64}},
+        "is damaged": {"settings": None},
+    }
+    for complaint, change in others.items():
+        result.write_text(json.dumps({**held, **change}))
+        assert bench(*cell) == 1
+        error = capsys.readouterr().err
+        assert complaint in error
+        assert "another folder with --out" in error
+        assert not record.exists()
+    result.write_text(json.dumps(held))
+    assert bench(*cell) == 0
+    assert f"taken from the finished run in {result.parent}, nothing is trained" in capsys.readouterr().err
+    assert numbers(Path("results")) == before
+    assert bench(*cell, "--results", "again/results", "--out", "again/runs") == 0  # a fresh one
+    assert "resnet8-kd-seed0: starts" in capsys.readouterr().err
+    assert numbers(Path("again/results")).items() <= before.items()
+
+
+@pytest.mark.parametrize(
+    "setting", [{"augment": "none"}, {"flip": True}, {"image_size": 16}, {"normalisation": "imagenet"}]
+)
+def test_students_do_not_get_the_images_as_their_teacher_reads_them(setting: dict[str, Any]) -> None:
+    Path("tiny.yaml").write_text(yaml.safe_dump({**TRACK, "teacher": setting}))
+    track = load_track("tiny.yaml")
+    teacher, *students = cells_of(track)
+    runner = Runner(track, [], Options())
+    theirs, first, second = (runner._dataset(cell) for cell in (teacher, *students[:2]))
+    assert first is second
+    assert first is not theirs
+
+
 def test_a_failing_cell_does_not_stop_the_others(capsys: pytest.CaptureFixture[str]) -> None:
     Path("tiny.yaml").write_text(yaml.safe_dump({**TRACK, "teacher": {"learning_rate": 1e30}}))
     assert bench() == 1
@@ -263,6 +312,7 @@ def test_the_command_line_refuses(capsys: pytest.CaptureFixture[str]) -> None:
         (["run", "--track", "tiny.yaml", "--methods", "magic"], "no method 'magic'"),
         (["run", "--track", "tiny.yaml", "--pairs", "resnet14:resnet8", "--seeds", "9"], ""),
         (["run", "--track", "tiny.yaml", "--jobs", "0"], "jobs must be at least 1"),
+        (["run", "--track", "tiny.yaml", "--results", "/dev/null/x"], "choose another folder with --results"),
         (["check", "--files", "nothing.md"], "no document nothing.md"),
     ):
         status = main(["bench", *words])
