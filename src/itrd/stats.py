@@ -79,14 +79,14 @@ class Comparison:
 
 
 def compare(values: Mapping[int, float], baseline: Mapping[int, float]) -> Comparison | None:
-    """Compare runs given by their seeds: seed by seed where two or more seeds are shared, else as groups.
+    """Compare runs given by their seeds: in pairs where every run of the smaller group has a partner, else as groups.
 
-    Returns None if one of the groups is empty.
+    Pairs of fewer seeds would throw runs of both groups away. Returns None if one of the groups is empty.
     """
     if not values or not baseline:
         return None
     shared = sorted(values.keys() & baseline.keys())
-    if len(shared) >= 2 or (len(shared) == 1 and min(len(values), len(baseline)) == 1):
+    if len(shared) == min(len(values), len(baseline)):
         found = paired_difference([values[s] for s in shared], [baseline[s] for s in shared])
         error = found.std / math.sqrt(found.n)
         if not error > 0:

@@ -8,14 +8,18 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from itrd.bench.cells import cells_of
 from itrd.bench.check import check_ledger, check_zoo
 from itrd.bench.ledger import Ledger
+from itrd.bench.runner import Options, Runner
+from itrd.bench.tracks import load_track
 from itrd.cli import main
 
 TRACK: dict[str, Any] = {
@@ -45,14 +49,15 @@ def bench(*words: str) -> int:
     return main(["bench", "run", "--track", "tiny.yaml", *words])
 
 
-def start(*words: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "itrd", "bench", "run", "--track", "tiny.yaml", *words]
+def start(*words: str, program: Sequence[str] = ("-m", "itrd"), alone: bool = False) -> subprocess.Popen:
+    command = [sys.executable, *program, "bench", "run", "--track", "tiny.yaml", *words]
     return subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
+        start_new_session=alone,
     )
 
 
@@ -161,6 +166,55 @@ def test_two_runners_never_do_the_same_cell(capfd: pytest.CaptureFixture[str]) -
     assert_complete()
 
 
+def test_runners_that_all_fail_are_a_failure(capfd: pytest.CaptureFixture[str]) -> None:
+    Path("tiny.yaml").write_text(yaml.safe_dump({**TRACK, "data": "cifar100"}))
+    assert bench("--jobs", "2", "--data_root", "nowhere") == 1
+    error = capfd.readouterr().err
+    assert "2 of 2 runners failed: " in error
+    assert "nowhere" in error
+    assert "(0 cells done, 5 left)" in error
+    assert "Traceback" not in error
+
+
+SLOW_STEPS = """
+import sys, time
+from itrd.cli import main
+from itrd.engine.log import Quiet
+def step(self, epoch, images):
+    print("step", flush=True)
+    time.sleep(60)  # longer than anybody waits
+Quiet.step = step
+if __name__ == "__main__":  # the processes of --jobs read this file, too
+    sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_a_second_signal_ends_runners_at_once(jobs: str) -> None:
+    Path("slow.py").write_text(SLOW_STEPS)
+    process = start("--jobs", jobs, program=["slow.py"])
+    assert process.stdout is not None
+    assert process.stdout.readline() == "step\n"
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.5)
+    assert process.poll() is None  # the first one waits for the step
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=10) == 130
+
+
+def test_a_signal_that_everybody_gets_counts_once() -> None:
+    """A terminal, or a batch system, signals parent and children alike: they save all the same."""
+    Path("tiny.yaml").write_text(yaml.safe_dump({**TRACK, "settings": {**TRACK["settings"], "epochs": 500}}))
+    process = start("--jobs", "2", "--methods", "none", alone=True)
+    folders = [Path(f"runs/tiny/resnet8-none-seed{seed}") for seed in (0, 1)]
+    wait_for(lambda: all((f / "checkpoint.pt").exists() for f in folders) or process.poll() is not None)
+    os.killpg(process.pid, signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130, error
+    assert error.count("the next runner continues it") == 2
+    assert not list(Path("results/tiny/.claims").glob("*.json"))
+
+
 def test_lack_of_a_teacher_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     assert bench("--methods", "kd") == 0
     told = capsys.readouterr()
@@ -195,6 +249,52 @@ def test_what_a_killed_runner_had_trained_is_not_trained_again(capsys: pytest.Ca
     assert check_zoo(Path("zoo")) == []
 
 
+def test_the_result_of_another_run_does_not_become_a_record(capsys: pytest.CaptureFixture[str]) -> None:
+    cell = ["--methods", "kd", "--seeds", "0"]
+    assert bench("--methods", "teacher") == 0
+    assert bench(*cell) == 0
+    result, record = (
+        Path("runs/tiny/resnet14-resnet8-kd-seed0/result.json"),
+        Path("results/tiny") / f"{NAMES[0]}.json",
+    )
+    held, before = json.loads(result.read_text()), numbers(Path("results"))
+    record.unlink()
+    others = {
+        "other learning_rate, seed": {"settings": {**held["settings"], "seed": 7, "learning_rate": 1e-4}},
+        "other augment": {"settings": {**held["settings"], "augment": "none"}},
+        "other content of the data": {"data": {**held["data"], "fingerprint": "0" * 64}},
+        "other weights of the teacher": {"teacher": {**held["teacher"], "sha256": "0" * 64}},
+        "is damaged": {"settings": None},
+    }
+    for complaint, change in others.items():
+        result.write_text(json.dumps({**held, **change}))
+        assert bench(*cell) == 1
+        error = capsys.readouterr().err
+        assert complaint in error
+        assert "another folder with --out" in error
+        assert not record.exists()
+    result.write_text(json.dumps(held))
+    assert bench(*cell) == 0
+    assert f"taken from the finished run in {result.parent}, nothing is trained" in capsys.readouterr().err
+    assert numbers(Path("results")) == before
+    assert bench(*cell, "--results", "again/results", "--out", "again/runs") == 0  # a fresh one
+    assert "resnet8-kd-seed0: starts" in capsys.readouterr().err
+    assert numbers(Path("again/results")).items() <= before.items()
+
+
+@pytest.mark.parametrize(
+    "setting", [{"augment": "none"}, {"flip": True}, {"image_size": 16}, {"normalisation": "imagenet"}]
+)
+def test_students_do_not_get_the_images_as_their_teacher_reads_them(setting: dict[str, Any]) -> None:
+    Path("tiny.yaml").write_text(yaml.safe_dump({**TRACK, "teacher": setting}))
+    track = load_track("tiny.yaml")
+    teacher, *students = cells_of(track)
+    runner = Runner(track, [], Options())
+    theirs, first, second = (runner._dataset(cell) for cell in (teacher, *students[:2]))
+    assert first is second
+    assert first is not theirs
+
+
 def test_a_failing_cell_does_not_stop_the_others(capsys: pytest.CaptureFixture[str]) -> None:
     Path("tiny.yaml").write_text(yaml.safe_dump({**TRACK, "teacher": {"learning_rate": 1e30}}))
     assert bench() == 1
@@ -212,6 +312,7 @@ def test_the_command_line_refuses(capsys: pytest.CaptureFixture[str]) -> None:
         (["run", "--track", "tiny.yaml", "--methods", "magic"], "no method 'magic'"),
         (["run", "--track", "tiny.yaml", "--pairs", "resnet14:resnet8", "--seeds", "9"], ""),
         (["run", "--track", "tiny.yaml", "--jobs", "0"], "jobs must be at least 1"),
+        (["run", "--track", "tiny.yaml", "--results", "/dev/null/x"], "choose another folder with --results"),
         (["check", "--files", "nothing.md"], "no document nothing.md"),
     ):
         status = main(["bench", *words])

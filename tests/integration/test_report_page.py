@@ -210,6 +210,7 @@ def test_comparison_with_any_method(opened: Open) -> None:
     row = page.find_element("css selector", '#ranking tr[data-method="itrd"]').text
     assert "p " in row
     assert " to " in row
+    assert ", 4 pairs" in row  # of five runs
 
 
 def test_the_smoke_track_is_separate(opened: Open) -> None:

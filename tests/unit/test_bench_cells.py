@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+import synthetic_ledger as synthetic
 from itrd.bench.cells import Cell, Selection, cells_of, config_of
-from itrd.bench.tracks import TEACHER, list_tracks, load_track
+from itrd.bench.costs import Costs, multiply_adds
+from itrd.bench.ledger import Ledger
+from itrd.bench.tracks import TEACHER, Track, list_tracks, load_track
 from itrd.engine.config import DistillConfig
+from itrd.engine.provenance import hardware
 from itrd.errors import UserError
 from itrd.methods import list_methods
 from itrd.recipes import PAIRS
@@ -120,21 +125,24 @@ def test_unknown_track() -> None:
         load_track("nothing.yaml")
 
 
-def test_costs_are_measured_where_the_ledger_knows_this_hardware(tmp_path: Path) -> None:
-    import synthetic_ledger as synthetic
-    from itrd.bench.costs import Costs, multiply_adds
-    from itrd.bench.ledger import Ledger
-    from itrd.engine.provenance import hardware
+def costs_after(root: Path, track: Track, *known: tuple[Cell, str]) -> Costs:
+    """Costs on this machine, whose ledger has records of these cells in these precisions."""
+    for cell, precision in known:
+        record = synthetic.record(cell, 12, hardware=hardware("cpu"), protocol="custom")
+        record["settings"]["precision"] = precision
+        synthetic.write(root, cell, record)
+    ledger = Ledger(root)
+    return Costs(track, [run for name in ledger.tracks() for run in ledger.runs(name)], "cpu")
 
+
+def test_costs_are_measured_where_the_ledger_knows_this_hardware(tmp_path: Path) -> None:
     assert multiply_adds("resnet20") == 40_818_944
     track = load_track("smoke")
     cells = {cell.name: cell for cell in cells_of(track)}
     known = cells["resnet20-resnet8-kd-seed0"]
-    synthetic.write(tmp_path, known, synthetic.record(known, 12, hardware=hardware("cpu"), protocol="custom"))
-    ledger = Ledger(tmp_path)
-    costs = Costs(track, ledger.runs("smoke"), "cpu")
+    costs = costs_after(tmp_path, track, (known, "bf16"))
     other_seed, other = costs.of(cells["resnet20-resnet8-kd-seed1"]), costs.of(cells["resnet8-none-seed0"])
-    (run,) = ledger.runs("smoke")
+    (run,) = Ledger(tmp_path).runs("smoke")
     assert other_seed.basis == "measured"
     assert other_seed.seconds == pytest.approx(12 * 50000 / run.images_per_second)
     assert other.basis == "estimate"
@@ -143,3 +151,37 @@ def test_costs_are_measured_where_the_ledger_knows_this_hardware(tmp_path: Path)
     assert other_seed.seconds / other.seconds == pytest.approx(ratio)
     assert Costs(track, [], "cpu").of(known).basis == "estimate"
     assert Cell("smoke", None, "resnet8", "none", 0) == cells["resnet8-none-seed0"]
+
+
+def test_costs_are_those_of_the_precision(tmp_path: Path) -> None:
+    """Records of another precision give a rate where there is no better one, and never a measurement."""
+    protocol = load_track("protocol")
+    wanted = Cell("protocol", "resnet56", "resnet20", "kd", 0)
+    other = Cell("protocol", "vgg13", "vgg8", "kd", 0)
+    thumb = Costs(protocol, [], "cpu").of(wanted)
+    only_bf16 = costs_after(tmp_path, protocol, (replace(wanted, seed=1), "bf16")).of(wanted)
+    both = costs_after(tmp_path, protocol, (other, "fp32")).of(wanted)
+    alone = costs_after(tmp_path / "fp32", protocol, (other, "fp32")).of(wanted)
+    assert {cost.basis for cost in (thumb, only_bf16, both, alone)} == {"estimate"}
+    assert len({thumb.seconds, only_bf16.seconds, both.seconds}) == 3
+    assert both == alone
+    measured = costs_after(tmp_path, protocol, (replace(wanted, seed=2), "fp32")).of(wanted)
+    assert measured.basis == "measured"
+
+
+@pytest.mark.parametrize("method", ["abound", "factor", "fsp"])
+def test_costs_count_first_stages(method: str) -> None:
+    track = load_track("smoke")
+    costs = Costs(track, [], "cpu")
+    with_stage, without = (costs.of(Cell("smoke", "resnet20", "resnet8", m, 0)) for m in (method, "kd"))
+    assert with_stage.seconds / without.seconds == pytest.approx((12 + 2) / 12)
+
+
+def test_records_of_unknown_networks_tell_no_rate(tmp_path: Path) -> None:
+    track = load_track("smoke")
+    cell = Cell("smoke", None, "resnet8", "none", 0)
+    strangers = [(Cell("other", None, f"net{number}", "none", 0), "bf16") for number in range(3)]
+    assert costs_after(tmp_path, track, *strangers).of(cell) == Costs(track, [], "cpu").of(cell)
+    known = (Cell("smoke", None, "resnet20", "none", 0), "bf16")
+    alone = costs_after(tmp_path / "known", track, known)
+    assert costs_after(tmp_path, track, known).of(cell) == alone.of(cell)

@@ -19,10 +19,9 @@ from itrd.bench.ledger import Ledger
 from itrd.bench.pagedata import packed, page_data
 from itrd.bench.report import embedded, write_report
 from itrd.bench.summary import TrackSummary, summaries, title_of
-from itrd.bench.tables import escape, published_table
+from itrd.bench.tables import difference, escape, published_table
 from itrd.bench.tracks import list_tracks, load_track
-from itrd.catalogue.overhead import measurements
-from itrd.catalogue.page import cost_in_words
+from itrd.catalogue.overhead import cost_in_words, measurements
 from itrd.cli import main
 from itrd.methods import METHODS
 from itrd.recipes import Pair
@@ -57,7 +56,7 @@ def put(root: Path, method: str, seed: int, last: float, best: float) -> None:
 
 
 def test_differences_are_those_of_t_tests() -> None:
-    a, b = {0: 70.1, 1: 70.4, 2: 70.2, 5: 90.0}, {0: 69.0, 1: 69.6, 2: 69.2, 7: 10.0}
+    a, b = {0: 70.1, 1: 70.4, 2: 70.2}, {0: 69.0, 1: 69.6, 2: 69.2, 7: 10.0}
     paired = compare(a, b)
     assert paired is not None
     expected = reference.ttest_rel([70.1, 70.4, 70.2], [69.0, 69.6, 69.2])
@@ -69,6 +68,42 @@ def test_differences_are_those_of_t_tests() -> None:
     welch = reference.ttest_ind([70.1, 70.4, 70.2], [69.0, 69.6], equal_var=False)
     assert not apart.paired
     assert (apart.p, apart.low, apart.high) == pytest.approx((welch.pvalue, *welch.confidence_interval()))
+
+
+def test_pairing_throws_no_runs_of_both_groups_away() -> None:
+    """Two shared seeds of ten: the eighteen other runs tell more than two pairs."""
+    a = {seed: 71.3 + 0.1 * (seed % 4) for seed in range(10)}
+    b = {seed: 70.0 + 0.1 * (seed % 3) for seed in range(8, 18)}
+    found = compare(a, b)
+    assert found is not None
+    welch = reference.ttest_ind([*a.values()], [*b.values()], equal_var=False)
+    assert not found.paired
+    assert (found.p, found.low, found.high) == pytest.approx((welch.pvalue, *welch.confidence_interval()))
+
+
+@pytest.mark.parametrize(
+    ("values", "baseline", "said"),
+    [
+        ({0: 72.0, 1: 73.0}, {0: 70.0, 1: 70.0}, r"\+2.50 \(.* to .*, p \S+\)"),
+        ({0: 71.0, 1: 71.5, 2: 73.5}, {0: 69.5, 1: 70.0, 2: 72.0, 3: 66.5}, r"\+1.50 \(3 pairs\)"),
+        ({0: 71.0, 1: 72.0}, {0: 69.0, 1: 69.0, 2: 69.0}, r"\+2.50 \(.* to .*, p \S+, 2 pairs\)"),
+        ({0: 70.5}, {0: 70.0, 1: 69.0}, r"\+0.50 \(1 pair\)"),
+        ({0: 70.5}, {0: 70.0}, r"\+0.50"),
+        ({0: 70.5, 1: 71.0}, {1: 70.0, 2: 69.0}, r"\+1.25 \(.* to .*, p \S+, unpaired\)"),
+    ],
+)
+def test_a_difference_says_its_pairs_where_it_is_not_that_of_the_means(
+    values: dict[int, float], baseline: dict[int, float], said: str, tmp_path: Path
+) -> None:
+    for method, results in (("kd", values), ("none", baseline)):
+        for seed, last in results.items():
+            put(tmp_path, method, seed, last, last)
+    summary = TrackSummary("protocol", Ledger(tmp_path).runs("protocol"))
+    assert re.fullmatch(said, difference(summary.against(PAIR, "kd", "none")))
+    track = page_data([summary])["tracks"][0]
+    number = track["pairs"].index(PAIR) * len(track["methods"]) + summary.methods.index("kd")
+    pairs = re.search(r"(\d) pair", said)
+    assert track["cells"][number]["gain"][4] == (int(pairs[1]) if pairs else None)
 
 
 def test_too_few_runs_give_no_certainty() -> None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from itrd.bench.summary import TrackSummary
 from itrd.bench.tables import difference, escape, table
 from itrd.bench.tracks import ALONE
-from itrd.catalogue.overhead import measurements
-from itrd.catalogue.page import cost_in_words
+from itrd.catalogue.overhead import cost_in_words, measurements
 from itrd.methods import METHODS, method_class
 from itrd.recipes import Pair
 

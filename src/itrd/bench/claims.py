@@ -19,6 +19,7 @@ from filelock import FileLock
 
 from itrd.bench.cells import Cell
 from itrd.engine.files import create_atomically
+from itrd.errors import UserError
 
 HEARTBEAT = 20.0
 STALE_AFTER = 300.0
@@ -69,14 +70,23 @@ class Claims:
         return self._root / cell.track / ".claims" / f"{cell.name}.json"
 
     def take(self, cell: Cell) -> Claim | None:
-        """Claim a cell; None if somebody alive has it."""
+        """Claim a cell; None if somebody alive has it.
+
+        Raises:
+            UserError: the ledger cannot be written.
+        """
         path = self._path(cell)
-        path.parent.mkdir(parents=True, exist_ok=True)
         token = secrets.token_hex(8)
         owner = {"host": _host(), "pid": os.getpid(), "started": _started(os.getpid()), "token": token}
         content = json.dumps(owner).encode()
-        if create_atomically(path, content):
-            return Claim(path, token)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if create_atomically(path, content):
+                return Claim(path, token)
+        except OSError as error:
+            raise UserError(
+                f"cannot write into {path.parent}: {error.strerror}; choose another folder with --results"
+            ) from None
         if not self._is_stale(path):
             return None
         # Of several runners that see a stale claim, one may remove it, and none may remove the next owner's.

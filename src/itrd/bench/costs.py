@@ -1,9 +1,10 @@
 """What a cell costs: measured where the ledger knows this hardware, otherwise estimated from operations.
 
-Measured: the median of the records of the same student, teacher and method on this hardware, in images per second,
-times the images that the cell has to see. Estimated: multiply-adds, three times the student's (forward, and twice
-backward) and once the teacher's, divided by a rate. The rate is the one that this hardware's records show, or,
-without any, a rule of thumb for its kind.
+Measured: the images that the cell has to see, a method's first stage included, divided by the median of the images
+per second of the records of the same student, teacher, method and precision on this hardware. Estimated: multiply-adds,
+three times the student's (forward, and twice backward) and once the teacher's, divided by a rate. The rate is the one
+that this hardware's records in the cell's precision show; without any, in other precisions; without any at all, a rule
+of thumb for its kind.
 """
 
 from __future__ import annotations
@@ -21,8 +22,10 @@ from itrd.bench.cells import Cell, config_of
 from itrd.bench.record import Run
 from itrd.bench.tracks import Track
 from itrd.data import describe_dataset
+from itrd.engine.config import DistillConfig, RunConfig
 from itrd.engine.device import resolve_device
 from itrd.engine.provenance import hardware
+from itrd.methods import create_objective
 from itrd.models import create_model
 from itrd.models.binary.layers import BinaryConv2d
 
@@ -56,31 +59,44 @@ class Costs:
         where = resolve_device(device)
         self._track = track
         self._measured: dict[tuple, list[float]] = {}
-        rates = []
+        rates: dict[str, list[float]] = {}
         here = hardware(str(where))
         for run in runs:
             if run.hardware == here and run.images_per_second > 0:
-                self._measured.setdefault(_key(run.cell), []).append(run.images_per_second)
-                rates.append(run.images_per_second * operations(run.cell))
-        self._rate = statistics.median(rates) if rates else _RULE_OF_THUMB[where.type]
+                self._measured.setdefault(_key(run.cell, run.precision), []).append(run.images_per_second)
+                rate = run.images_per_second * operations(run.cell)
+                if rate:
+                    rates.setdefault(run.precision, []).append(rate)
+        self._rates = {precision: statistics.median(found) for precision, found in rates.items()}
+        every = [rate for found in rates.values() for rate in found]
+        self._any_rate = statistics.median(every) if every else _RULE_OF_THUMB[where.type]
 
     def of(self, cell: Cell) -> Cost:
         """The cost of one cell."""
         config = config_of(self._track, cell)
         assert config.data is not None
-        images = config.epochs * (config.train_subset or describe_dataset(config.data).train_size)
-        known = self._measured.get(_key(cell))
+        epochs = config.epochs + _first_stage_epochs(config)
+        images = epochs * (config.train_subset or describe_dataset(config.data).train_size)
+        known = self._measured.get(_key(cell, config.precision))
         if known:
             return Cost(images / statistics.median(known), "measured")
-        return Cost(images * operations(cell) / self._rate, "estimate")
+        rate = self._rates.get(config.precision, self._any_rate)
+        return Cost(images * operations(cell) / rate, "estimate")
 
 
-def _key(cell: Cell) -> tuple:
-    return cell.teacher, cell.student, cell.method
+def _key(cell: Cell, precision: str) -> tuple:
+    return cell.teacher, cell.student, cell.method, precision
+
+
+def _first_stage_epochs(config: RunConfig) -> int:
+    """Epochs before the student's own; the stages themselves exist only once there are networks."""
+    if not isinstance(config, DistillConfig):
+        return 0
+    return sum(getattr(method, "init_epochs", 0) for method in create_objective(config.method).methods)
 
 
 def operations(cell: Cell) -> float:
-    """Multiply-adds of one training image, the method's own not counted."""
+    """Multiply-adds of one training image, the method's own not counted; 0 if they cannot be told."""
     try:
         teacher = multiply_adds(cell.teacher) if cell.teacher else 0
         return 3.0 * multiply_adds(cell.student) + teacher

@@ -11,6 +11,7 @@ import signal
 from collections.abc import Iterable
 from dataclasses import replace
 from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -18,65 +19,83 @@ from typing import Any
 from itrd.bench.cells import Cell
 from itrd.bench.runner import Options, Report, Runner, say
 from itrd.bench.tracks import Track
+from itrd.engine.interrupt import SIGNALS, held, receive, stop_on_signals
 from itrd.errors import ItrdError, UserError
 
 
 def alone(track: Track, cells: list[Cell], options: Options) -> Report:
-    """Run in this process; SIGINT and SIGTERM end it with everything saved."""
-    runner = Runner(track, cells, options)
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        runner.report.signal = number
-        runner.request_stop()
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        return runner.run()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    """Run in this process; SIGINT and SIGTERM end it with everything saved, a second signal at once."""
+    with stop_on_signals(), held():
+        return Runner(track, cells, options).run()
 
 
 def side_by_side(track: Track, cells: list[Cell], options: Options, jobs: int) -> Report:
-    """Run several processes on this machine, for example several students on one GPU."""
+    """Run several processes on this machine, for example several students on one GPU.
+
+    SIGINT and SIGTERM end them with everything saved, a second signal at once.
+
+    Raises:
+        ItrdError: a process failed, or ended without a report.
+    """
     context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
-    children = []
-    for _ in range(jobs):
-        mine, theirs = context.Pipe(duplex=False)
-        child = context.Process(target=_child, args=(theirs, track, cells, options, jobs))
-        child.start()
-        theirs.close()  # so that the pipe ends with the child
-        children.append((child, mine))
+    children: list[tuple[SpawnProcess, Connection]] = []
+    first = 0  # signal
 
     def forward(number: int, frame: FrameType | None) -> None:
+        nonlocal first
         for child, _ in children:
-            if child.is_alive():
-                child.terminate()
+            child.kill() if first else child.terminate()
+        first = first or number
 
-    before = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, forward) for number in SIGNALS}
     try:
-        reports = []
-        for child, pipe in children:
-            try:
-                reports.append(pipe.recv())
-            except EOFError:
-                say("a runner ended without a report; what it had begun can be continued")
-            child.join()
+        for _ in range(jobs):
+            mine, theirs = context.Pipe(duplex=False)
+            child = context.Process(target=_child, args=(theirs, track, cells, options, jobs))
+            child.start()
+            theirs.close()  # so that the pipe ends with the child
+            children.append((child, mine))
+            if first:  # while this one was started
+                child.terminate()
+        outcomes = [_outcome(child, pipe) for child, pipe in children]
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    return _together(reports)
+    if first:  # one that had not begun yet ends without a report then, and nothing is lost
+        outcomes = [outcome for outcome in outcomes if isinstance(outcome, Report)]
+    total = _merged(track, cells, options, outcomes)
+    total.signal = first or total.signal
+    return total
+
+
+def _outcome(child: SpawnProcess, pipe: Connection) -> Report | str:
+    try:
+        return pipe.recv()
+    except (EOFError, OSError):
+        return "it ended without a report; what it had begun can be continued"
+    finally:
+        child.join()
 
 
 def _child(pipe: Connection, track: Track, cells: list[Cell], options: Options, jobs: int) -> None:
+    for number in SIGNALS:
+        # No more than noted, however often: a terminal signals the children as well as the parent, which passes it on.
+        signal.signal(number, lambda number, frame: receive(number))
     if "OMP_NUM_THREADS" not in os.environ:
         import torch
 
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // jobs))
+    pipe.send(_work(track, cells, options))
+
+
+def _work(track: Track, cells: list[Cell], options: Options) -> Report | str:
+    """Be one of several runners; return what it did, or the error that ended it."""
     try:
-        pipe.send(alone(track, cells, options))
+        return Runner(track, cells, options).run()
     except ItrdError as error:
-        say(" ".join(str(error).split()))
+        text = " ".join(str(error).split())  # not every error can be sent to another process
+        say(f"a runner failed: {text}")
+        return text
 
 
 def on_ray(address: str, track: Track, cells: list[Cell], options: Options, jobs: int | None) -> Report:
@@ -91,6 +110,7 @@ def on_ray(address: str, track: Track, cells: list[Cell], options: Options, jobs
 
     Raises:
         UserError: Ray is not installed, or there is no such cluster.
+        ItrdError: a runner failed.
     """
     try:
         import ray
@@ -113,26 +133,37 @@ def on_ray(address: str, track: Track, cells: list[Cell], options: Options, jobs
             data_root=str(Path(options.data_root).absolute()),
             teacher_table=options.teacher_table and str(Path(options.teacher_table).absolute()),
         )
-        work = ray.remote(max_retries=3)(_on_worker).options(**share)  # a lost machine's cells are continued
-        return _together(ray.get([work.remote(track, cells, options) for _ in range(jobs)]))
+        work = ray.remote(max_retries=3)(_work).options(**share)  # a lost machine's cells are continued
+        outcomes = ray.get([work.remote(track, cells, options) for _ in range(jobs)])
+        return _merged(track, cells, options, outcomes)
     finally:
         ray.shutdown()
 
 
-def _on_worker(track: Track, cells: list[Cell], options: Options) -> Report:
-    return Runner(track, cells, options).run()
+def _merged(track: Track, cells: list[Cell], options: Options, outcomes: Iterable[Report | str]) -> Report:
+    """Make one report of those of several runners; what is left the ledger says.
 
-
-def _together(reports: Iterable[Report]) -> Report:
-    """One report of several runners: what none of them has done is left."""
+    Raises:
+        ItrdError: one of them failed as a whole.
+    """
     total = Report()
-    reports = list(reports)
-    for report in reports:
-        total.done += report.done
-        total.failed |= report.failed
-        total.stopped = total.stopped or report.stopped
-        total.signal = total.signal or report.signal
-        total.skipped |= {cell: why for cell, why in report.skipped.items() if "another runner" not in why}
-    total.skipped = {cell: why for cell, why in total.skipped.items() if cell not in total.done}
-    total.left = min((report.left for report in reports), default=0)
+    outcomes = list(outcomes)
+    for report in outcomes:
+        if isinstance(report, Report):
+            total.done += report.done
+            total.failed |= report.failed
+            total.stopped = total.stopped or report.stopped
+            total.signal = total.signal or report.signal
+            total.skipped |= {c: why for c, why in report.skipped.items() if "another runner" not in why}
+    left = set(Runner(track, cells, options).open_cells())
+    total.left = len(left)
+    # What one of them could not do, another may have done.
+    total.failed = {cell: why for cell, why in total.failed.items() if cell in left}
+    total.skipped = {cell: why for cell, why in total.skipped.items() if cell in left}
+    errors = [outcome for outcome in outcomes if isinstance(outcome, str)]
+    if errors:
+        raise ItrdError(
+            f"{len(errors)} of {len(outcomes)} runners failed: {'; '.join(dict.fromkeys(errors))} "
+            f"({len(total.done)} cells done, {total.left} left)"
+        )
     return total

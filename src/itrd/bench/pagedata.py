@@ -16,11 +16,10 @@ from typing import Any
 
 from itrd.bench.cells import Cell
 from itrd.bench.record import Run
-from itrd.bench.summary import Entry, TrackSummary, title_of
+from itrd.bench.summary import Difference, Entry, TrackSummary, title_of
 from itrd.bench.tracks import ALONE, TEACHER
 from itrd.recipes import Pair
 from itrd.recipes.published import DIFFERENT, SAME
-from itrd.stats import Comparison
 
 POINTS = 1_200_000
 FEWEST_POINTS = 24
@@ -199,8 +198,8 @@ def _cell(summary: TrackSummary, entry: Entry, numbers: dict[int, int]) -> dict[
     return cell
 
 
-def _comparison(found: Comparison | None) -> list[Any] | None:
+def _comparison(found: Difference | None) -> list[Any] | None:
     if found is None:
         return None
     numbers = [_number(value, EXACT) for value in (found.difference, found.low, found.high)]
-    return [*numbers, _number(found.p, 6), found.n, found.paired]
+    return [*numbers, _number(found.p, 6), found.n if found.left_out else None, found.paired]

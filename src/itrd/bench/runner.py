@@ -11,7 +11,7 @@ import json
 import sys
 import time
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +22,20 @@ from itrd.bench.ledger import RESULTS, Ledger
 from itrd.bench.tracks import TEACHER, Track
 from itrd.bench.watch import Watch
 from itrd.data.datasets import ImageDataset
+from itrd.data.opening import Reading
 from itrd.engine.config import DistillConfig, RunConfig, TrainConfig
+from itrd.engine.files import read_json
+from itrd.engine.interrupt import received
 from itrd.engine.networks import TrainedNetwork, load_network
 from itrd.engine.record import Epoch
 from itrd.engine.run import get_data, prepare_distill, prepare_train
 from itrd.engine.together import Seat
 from itrd.engine.trainer import Interrupted, Trainer
 from itrd.engine.zoo import ZOO
-from itrd.errors import DataError, ItrdError
+from itrd.errors import DataError, ItrdError, RunFolderError
 
 POLL = 15.0  # seconds between looks at what other runners have finished
+_FAILURES = (ItrdError, RuntimeError, OSError)  # of one cell: out of memory, a folder that cannot be written
 
 
 @dataclass
@@ -115,12 +119,8 @@ class Runner:
         self._working: list[_Work] = []
         self._teacher_cells = {c.student: c for c in cells_of(track) if c.method == TEACHER}
 
-    def request_stop(self) -> None:
-        """Stop after the current step, with everything saved."""
-        self.watch.stop("signal")
-
     def run(self) -> Report:
-        """Work until everything is done, the budget is spent, or somebody asks to stop."""
+        """Work until everything is done, the budget is spent, or :mod:`itrd.engine.interrupt` knows of a signal."""
         with self.watch:
             try:
                 self._work_through()
@@ -129,7 +129,8 @@ class Runner:
                     work.seat.close()
                     work.held.close()
         self.report.stopped = self.watch.stopped
-        self.report.left = len(self._open_cells()) + len(self.report.failed)
+        self.report.signal = received() or None
+        self.report.left = len(self.open_cells()) + len(self.report.failed)
         return self.report
 
     def _work_through(self) -> None:
@@ -149,7 +150,8 @@ class Runner:
             else:
                 look_again = 0.0
 
-    def _open_cells(self) -> list[Cell]:
+    def open_cells(self) -> list[Cell]:
+        """What is still to do, as far as this runner did not fail at it."""
         done = self.ledger.done(self.track.name)
         return [
             cell
@@ -171,7 +173,7 @@ class Runner:
         """Begin with the first cell that can be done; return whether anything has changed."""
         self.report.skipped = {}
         mine = {work.cell for work in self._working}
-        for cell in self._open_cells():
+        for cell in self.open_cells():
             if cell in mine:
                 continue
             reason = self._missing(cell)
@@ -184,10 +186,10 @@ class Runner:
                 continue
             with ExitStack() as held:
                 held.enter_context(claim)
-                if cell not in self._open_cells():  # somebody finished it since we looked
+                if cell not in self.open_cells():  # somebody finished it since we looked
                     return True
                 if not self.watch.time_for_another():
-                    self.watch.stop("budget")
+                    self.watch.stop()
                     return False
                 self._begin(cell, claim, held)
             return True
@@ -205,23 +207,28 @@ class Runner:
 
     def _wait_for_teachers(self) -> bool:
         """Wait a little if another runner is training a teacher that some of our cells need."""
-        wanted = {cell.teacher for cell in self._open_cells() if self._missing(cell)}
+        wanted = {cell.teacher for cell in self.open_cells() if self._missing(cell)}
         if not any(self.claims.is_taken(self._teacher_cells[name]) for name in wanted if name):
             return False
         return self.watch.sleep(POLL)
 
     def _begin(self, cell: Cell, claim: Claim, held: ExitStack) -> None:
-        """Prepare a cell's run and give it a seat, or finish what a killed runner has left trained."""
-        say(f"{cell}: starts")
+        """Prepare a cell's run and give it a seat, or take what its folder holds if it was trained before."""
         started, folder = time.monotonic(), self._run_folder(cell)
         try:
             if (folder / "result.json").is_file():
+                self._check_same_run(cell, folder)
+                say(
+                    f"{cell}: taken from the finished run in {folder}, nothing is trained; for a fresh run choose "
+                    "another folder with --out"
+                )
                 self._finish(cell, claim, started)
                 return
+            say(f"{cell}: starts")
             trainer = held.enter_context(self._prepared(cell, folder))
         except DataError:  # would meet every cell
             raise
-        except (ItrdError, RuntimeError) as error:
+        except _FAILURES as error:
             self._failed(cell, error)
             return
         self.watch.no_stop_during(time.monotonic() - started)
@@ -239,7 +246,7 @@ class Runner:
             say(f"{work.cell}: {interruption}; the next runner continues it")
         except DataError:
             raise
-        except (ItrdError, RuntimeError) as error:  # RuntimeError: out of memory, for one
+        except _FAILURES as error:
             self._failed(work.cell, error)
         self._working.remove(work)
         work.held.close()
@@ -248,6 +255,31 @@ class Runner:
     def _failed(self, cell: Cell, error: Exception) -> None:
         self.report.failed[cell] = " ".join(str(error).split())
         say(f"{cell}: failed: {self.report.failed[cell]}")
+
+    def _check_same_run(self, cell: Cell, folder: Path) -> None:
+        """Refuse the result of another run: a record cannot be taken back.
+
+        Raises:
+            RunFolderError: the folder's result has other settings, data or teacher than the cell.
+        """
+        wanted = json.loads(json.dumps(self._config(cell).resolved().identity()))
+        wanted["content of the data"] = self._dataset(cell).fingerprint
+        wanted["weights of the teacher"] = self._teacher(cell).sha256 if cell.teacher else None
+        try:
+            result = read_json(folder / "result.json")
+            found = dict(result["settings"])
+            found["content of the data"] = result["data"]["fingerprint"]
+            found["weights of the teacher"] = (result.get("teacher") or {}).get("sha256")
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise RunFolderError(
+                f"{folder / 'result.json'} is damaged; choose another folder with --out"
+            ) from None
+        different = [key for key in {**wanted, **found} if wanted.get(key) != found.get(key)]
+        if different:
+            raise RunFolderError(
+                f"{folder} holds the result of another run (other {', '.join(different)}); move it away, or choose "
+                "another folder with --out"
+            )
 
     def _finish(self, cell: Cell, claim: Claim, started: float) -> None:
         """Write a trained cell's record, and its weights if it is a teacher."""
@@ -283,23 +315,24 @@ class Runner:
 
     def _dataset(self, cell: Cell) -> ImageDataset:
         """The cell's data, read once for all cells."""
-        config = self._config(cell)
-        key = (config.data, config.train_subset, config.test_subset, config.normalisation)
+        config = self._config(cell).resolved()
+        names = ["data", "train_subset", "test_subset", "normalisation", *(f.name for f in fields(Reading))]
+        key = tuple(getattr(config, name) for name in names)
         if key not in self._data:
-            self._data = {key: get_data(config.resolved())}
+            self._data = {key: get_data(config)}
         return self._data[key]
 
     def _prepared(self, cell: Cell, folder: Path) -> AbstractContextManager[Trainer]:
         config, data = self._config(cell), self._dataset(cell)
         if isinstance(config, DistillConfig):
-            assert cell.teacher is not None
-            teacher = self._teacher(str(teachers.path_of(self.track, cell.teacher, self.options.zoo)))
-            return prepare_distill(config, [self._epoch_done], teacher=teacher, data=data)
+            return prepare_distill(config, [self._epoch_done], teacher=self._teacher(cell), data=data)
         assert isinstance(config, TrainConfig)
         return prepare_train(config, [self._epoch_done], data=data)
 
-    def _teacher(self, path: str) -> TrainedNetwork:
+    def _teacher(self, cell: Cell) -> TrainedNetwork:
         """Runs side by side share a teacher's weights; nobody changes them."""
+        assert cell.teacher is not None
+        path = str(teachers.path_of(self.track, cell.teacher, self.options.zoo))
         if path not in self._teachers:
             self._teachers = {path: load_network(path)}
         return self._teachers[path]

@@ -54,6 +54,17 @@ class Entry:
         return self.last.mean - self.published.top1
 
 
+@dataclass(frozen=True)
+class Difference(Comparison):
+    """How the runs of two methods differ.
+
+    Attributes:
+        left_out: number of runs without a partner in a paired comparison; then the means of all runs differ otherwise.
+    """
+
+    left_out: int
+
+
 class TrackSummary:
     """The tables of one track.
 
@@ -115,9 +126,14 @@ class TrackSummary:
         found = published(published_row(method) or "", pair) if self.published else None
         return Entry(pair, method, tuple(self._groups.get(key, ())), found)
 
-    def against(self, pair: Pair, method: str, other: str) -> Comparison | None:
+    def against(self, pair: Pair, method: str, other: str) -> Difference | None:
         """A method against another one on a pair."""
-        return compare(self.entry(pair, method).by_seed, self.entry(pair, other).by_seed)
+        values, baseline = self.entry(pair, method).by_seed, self.entry(pair, other).by_seed
+        found = compare(values, baseline)
+        if found is None:
+            return None
+        left_out = max(len(values), len(baseline)) - found.n if found.paired else 0
+        return Difference(**vars(found), left_out=left_out)
 
     def hardware(self) -> list[tuple[str, int]]:
         """What the runs ran on, and how many on each."""

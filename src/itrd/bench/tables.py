@@ -7,11 +7,11 @@ import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from itrd.bench.summary import Entry, TrackSummary, title_of
+from itrd.bench.summary import Difference, Entry, TrackSummary, title_of
 from itrd.bench.tracks import ALONE, TEACHER
 from itrd.recipes import PAIRS, Pair
 from itrd.recipes.published import DIFFERENT, SAME
-from itrd.stats import Comparison, Summary
+from itrd.stats import Summary
 
 _NOT_LAST = {"best": "‡", "not stated": "†"}
 
@@ -137,14 +137,17 @@ def spread(found: Summary) -> str:
     return f"{found.std:.2f}" if found.n > 1 else ""
 
 
-def difference(found: Comparison | None) -> str:
+def difference(found: Difference | None) -> str:
     """A difference with its interval and p, as far as there are enough runs."""
     if found is None:
         return ""
-    if math.isnan(found.low):
-        return f"{found.difference:+.2f}"
-    how = "" if found.paired else ", unpaired"
-    return f"{found.difference:+.2f} ({found.low:+.2f} to {found.high:+.2f}, p {found.p:.2g}{how})"
+    notes = []
+    if not math.isnan(found.low):
+        notes += [f"{found.low:+.2f} to {found.high:+.2f}", f"p {found.p:.2g}"]
+        notes += [] if found.paired else ["unpaired"]
+    if found.left_out:  # else it is the difference of the means beside it
+        notes.append(f"{found.n} pair{'s' * (found.n > 1)}")
+    return f"{found.difference:+.2f}" + (f" ({', '.join(notes)})" if notes else "")
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -1,4 +1,4 @@
-"""Watching over a run: the budget's end, the claim's heartbeat, the request to stop."""
+"""Watching over runs: the budget's end, the claims' heartbeat."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from itrd.bench.claims import HEARTBEAT, Claim
+from itrd.engine.interrupt import received
 from itrd.engine.trainer import Trainer
 
 _TICK = 0.2
@@ -19,9 +20,6 @@ class Watch:
 
     Args:
         budget: seconds from now; None for no limit.
-
-    Attributes:
-        stopped: why work has to end: ``budget`` or ``signal``; None while it may go on.
     """
 
     def __init__(self, budget: float | None) -> None:
@@ -30,7 +28,7 @@ class Watch:
         self._watched: dict[Trainer, Claim] = {}
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._loop, daemon=True)
-        self.stopped: str | None = None
+        self._spent = False
 
     def __enter__(self) -> Watch:
         self._thread.start()
@@ -39,6 +37,11 @@ class Watch:
     def __exit__(self, *details: object) -> None:
         self._ended.set()
         self._thread.join()
+
+    @property
+    def stopped(self) -> str | None:
+        """Why work has to end: ``budget`` or ``signal``; None while it may go on."""
+        return "signal" if received() else "budget" if self._spent else None
 
     def no_stop_during(self, seconds: float) -> None:
         """Learn how long a piece of work took that cannot be interrupted."""
@@ -54,9 +57,9 @@ class Watch:
         """Whether it makes sense to begin with another cell."""
         return self._left() > self._longest
 
-    def stop(self, reason: str) -> None:
-        """Let the runs at hand stop after their current step."""
-        self.stopped = self.stopped or reason
+    def stop(self) -> None:
+        """The budget is spent: let the runs at hand stop after their current step, as they do at a signal."""
+        self._spent = True
         for trainer in list(self._watched):
             trainer.request_stop()
 
@@ -73,7 +76,7 @@ class Watch:
     def over(self, trainer: Trainer, claim: Claim) -> Iterator[None]:
         """Watch over a run; several may be watched over at a time."""
         self._watched[trainer] = claim
-        if self.stopped:  # asked to stop while the run was being prepared
+        if self._spent:  # while the run was being prepared
             trainer.request_stop()
         try:
             yield
@@ -83,8 +86,8 @@ class Watch:
     def _loop(self) -> None:
         touched = 0.0
         while not self._ended.wait(_TICK):
-            if self._left() <= 0 and not self.stopped:
-                self.stop("budget")
+            if self._left() <= 0 and not self._spent:
+                self.stop()
             if time.monotonic() - touched < HEARTBEAT or not self._watched:
                 continue
             touched = time.monotonic()

@@ -66,6 +66,19 @@ def measurements() -> tuple[Measurement, ...]:
     return tuple(_read(entry) for entry in json.loads(file.read_text(encoding="utf-8"))["measurements"])
 
 
+def percent(cost: Cost) -> str:
+    """Write a cost in percent of the student's step."""
+    if cost.percent is None:
+        return f"cannot run: {cost.reason}"
+    return f"{cost.percent:.1f}%" if cost.percent < 9.95 else f"{cost.percent:.0f}%"
+
+
+def cost_in_words(measurement: Measurement, method: str) -> str:
+    """Write what a method costs under one condition, both stages if it has two; empty if not measured."""
+    costs = measurement.of(method)
+    return " and ".join(percent(c) + (" in its first stage" if c.stage == "first" else "") for c in costs)
+
+
 def _read(entry: dict[str, Any]) -> Measurement:
     step = entry["step"]
     costs = tuple(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itrd.catalogue.docstrings import escape, markdown_table, to_markdown
 from itrd.catalogue.facts import EXAMPLE, MethodFacts, all_facts
-from itrd.catalogue.overhead import Cost, Measurement, measurements
+from itrd.catalogue.overhead import Measurement, cost_in_words, measurements, percent
 from itrd.recipes import PAIRS, Pair, published, published_results
 from itrd.recipes.published import DIFFERENT, SAME
 
@@ -32,19 +32,6 @@ def make_page() -> str:
         _overheads(methods),
     ]
     return "\n\n".join(part.strip() for part in parts) + "\n"
-
-
-def percent(cost: Cost) -> str:
-    """Write a cost in percent of the student's step."""
-    if cost.percent is None:
-        return f"cannot run: {cost.reason}"
-    return f"{cost.percent:.1f}%" if cost.percent < 9.95 else f"{cost.percent:.0f}%"
-
-
-def cost_in_words(measurement: Measurement, method: str) -> str:
-    """Write what a method costs under one condition, both stages if it has two; empty if not measured."""
-    costs = measurement.of(method)
-    return " and ".join(percent(c) + (" in its first stage" if c.stage == "first" else "") for c in costs)
 
 
 def _contents(methods: list[MethodFacts]) -> str:

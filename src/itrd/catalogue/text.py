@@ -6,8 +6,7 @@ import textwrap
 
 from itrd.catalogue.docstrings import to_text
 from itrd.catalogue.facts import EXAMPLE, MethodFacts, all_facts, facts
-from itrd.catalogue.overhead import measurements
-from itrd.catalogue.page import cost_in_words
+from itrd.catalogue.overhead import cost_in_words, measurements
 from itrd.recipes import PAIRS, Published
 
 _WIDTH = 80

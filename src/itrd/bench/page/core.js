@@ -47,11 +47,11 @@ const track = () => DATA.tracks[state.track];
 const cellOf = (pair, method) => track().cells[pair * track().methods.length + method] || null;
 const pairName = (pair) => pair[0] + " → " + pair[1];
 
-/** A comparison from the data: difference, low, high, p, n, paired. */
+/** A comparison from the data; `pairs` is there where runs without a partner were left out. */
 function comparison(found) {
   if (!found) return null;
-  const [difference, low, high, p, n, paired] = found;
-  return { difference, low, high, p, n, paired };
+  const [difference, low, high, p, pairs, paired] = found;
+  return { difference, low, high, p, pairs, paired };
 }
 
 function comparisonText(found) {
@@ -60,6 +60,7 @@ function comparisonText(found) {
   if (found.low != null) text += ` (${signed(found.low)} to ${signed(found.high)})`;
   if (found.p != null) text += ", " + probability(found.p);
   if (!found.paired) text += ", unpaired";
+  if (found.pairs) text += `, ${found.pairs} pair${found.pairs > 1 ? "s" : ""}`;
   return text;
 }
 

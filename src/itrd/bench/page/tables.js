@@ -126,7 +126,8 @@ function renderPair() {
     sortHeader(columns, rankingSort, (sort) => { rankingSort = sort; renderPair(); }), el("tbody", null, body));
   const tests = rows.filter((row) => row.gain && row.gain.p != null).length;
   byId("ranking-hint").textContent = rows.length === 0 ? "No runs of this pair yet." :
-    "Differences are taken seed by seed where at least two seeds are shared (paired t-test), else between the groups (Welch). " +
+    "Differences are taken seed by seed (paired t-test) where every run of the smaller group has a partner of the same seed, else " +
+    "between the groups (Welch). Where runs without a partner are left out, the number of pairs is given. " +
     `${tests} tests, p not corrected for their number.`;
   renderCost();
 }
