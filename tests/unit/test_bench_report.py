@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import re
@@ -19,7 +20,7 @@ from itrd.bench.ledger import Ledger
 from itrd.bench.pagedata import packed, page_data
 from itrd.bench.report import embedded, write_report
 from itrd.bench.summary import TrackSummary, summaries, title_of
-from itrd.bench.tables import difference, escape, published_table
+from itrd.bench.tables import difference, escape, published_table, track_tables
 from itrd.bench.tracks import list_tracks, load_track
 from itrd.catalogue.overhead import cost_in_words, measurements
 from itrd.cli import main
@@ -168,6 +169,16 @@ def test_an_empty_ledger_has_empty_cells(tmp_path: Path) -> None:
     assert data["tracks"][1]["cells"] == {}
     assert "**" not in published_table(TrackSummary("protocol", []), [PAIR])
     assert "No runs yet." in markdown.read_text()
+
+
+def test_students_of_a_rounded_teacher_are_told_from_those_of_the_trained_one(tmp_path: Path) -> None:
+    cells = [Cell("smoke", "resnet20", "resnet8", "kd", seed) for seed in range(3)]
+    runs = list(ledger_with(tmp_path, *cells).runs("smoke"))
+    assert "taught from" not in track_tables(TrackSummary("smoke", runs))
+    runs[0] = dataclasses.replace(runs[0], teacher_sha256="f" * 64)
+    text = track_tables(TrackSummary("smoke", runs))
+    assert "resnet20 taught from 2 files" in text
+    assert "00000000 (2), ffffffff (1)." in text
 
 
 def test_tracks_stay_apart(tmp_path: Path) -> None:

@@ -105,7 +105,9 @@ def test_identity_leaves_out_where_a_run_executes() -> None:
         ({"batch_size": 0}, "batch_size must be at least 1"),
         ({"learning_rate": -1.0}, "learning_rate must be positive"),
         ({"milestones": [5, 3]}, "milestones must increase"),
-        ({"momentum": -1.0}, "momentum must not be negative"),
+        ({"momentum": -1.0}, "momentum must be at least 0 and below 1"),
+        ({"momentum": 1.0}, "momentum must be at least 0 and below 1"),
+        ({"resume": True, "out": ""}, "resume needs out"),
         ({"weight_decay": -1.0}, "weight_decay must not be negative"),
         ({"lr_decay": -3.0}, "lr_decay must be between 0 and 1"),
         ({"image_size": 4}, "image_size must be at least 8"),
@@ -125,6 +127,15 @@ def test_identity_leaves_out_where_a_run_executes() -> None:
 def test_wrong_settings(settings: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         TrainConfig(model="resnet8", **settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"ce_weight": -1.0}, "ce_weight must not be negative"), ({"fill_table": True}, "needs teacher_table")],
+)
+def test_wrong_settings_of_distillation(settings: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        DistillConfig(student="resnet8", **settings)
 
 
 def test_summary_of_three_runs() -> None:

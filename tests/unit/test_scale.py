@@ -160,6 +160,12 @@ def test_gradients_are_scaled_down_to_a_norm() -> None:
         assert (before - weight.detach()).tolist() == pytest.approx(moved, rel=1e-5)
 
 
+def test_a_loss_that_is_always_zero_is_refused() -> None:
+    teacher = itrd.create_model("resnet8", 10)
+    with pytest.raises(UserError, match=r"the loss 0\*ce \+ 0\*kd\(T=4\.0\) is always 0"):
+        itrd.distill(teacher, "resnet8", "digits", "0*ce + 0*kd", epochs=1)
+
+
 def test_label_smoothing_is_said_once() -> None:
     objective = create_objective("kd")
     objective.label_smoothing = 0.3

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -128,7 +129,21 @@ def _where(summary: TrackSummary) -> str:
     precisions = sorted({run.precision for run in summary.runs})
     return (
         f"Track `{escape(summary.name)}`, {len(summary.runs)} runs, {escape(', '.join(precisions))}. "
-        f"Hardware (runs): {machines}."
+        f"Hardware (runs): {machines}.{_copies(summary)}"
+    )
+
+
+def _copies(summary: TrackSummary) -> str:
+    """Say which students learned from which of several files of one teacher; nothing where there is one each."""
+    files: dict[str, Counter[str]] = {}
+    for run in summary.runs:
+        if run.cell.teacher is not None and run.teacher_sha256 is not None:
+            files.setdefault(run.cell.teacher, Counter())[run.teacher_sha256[:8]] += 1
+    return "".join(
+        f" {escape(name)} taught from {len(found)} files, its weights as trained and rounded to half precision "
+        f"(sha256, students): {', '.join(f'{sha256} ({count})' for sha256, count in sorted(found.items()))}."
+        for name, found in sorted(files.items())
+        if len(found) > 1
     )
 
 

@@ -161,9 +161,12 @@ class RunConfig:
             raise UserError(f"learning_rate must be positive, got {self.learning_rate}")
         if not 0 < self.lr_decay <= 1:
             raise UserError(f"lr_decay must be between 0 and 1, got {self.lr_decay}")
-        for name in ("momentum", "weight_decay"):
-            if getattr(self, name) < 0:
-                raise UserError(f"{name} must not be negative, got {getattr(self, name)}")
+        if not 0 <= self.momentum < 1:
+            raise UserError(f"momentum must be at least 0 and below 1, got {self.momentum}")
+        if self.weight_decay < 0:
+            raise UserError(f"weight_decay must not be negative, got {self.weight_decay}")
+        if self.resume and self.out == "":
+            raise UserError("resume needs out, the folder of the run to be continued")
         if not 0 <= self.label_smoothing < 1:
             raise UserError(f"label_smoothing must be at least 0 and below 1, got {self.label_smoothing}")
         if self.max_grad_norm is not None and not self.max_grad_norm > 0:
@@ -331,6 +334,10 @@ class DistillConfig(RunConfig):
             raise UserError(f"teacher_size must be at least 1, got {self.teacher_size}")
         if any(std <= 0 for std in self.teacher_std or ()):
             raise UserError(f"teacher_std must be positive, got {self.teacher_std}")
+        if self.ce_weight is not None and self.ce_weight < 0:
+            raise UserError(f"ce_weight must not be negative, got {self.ce_weight}")
+        if self.fill_table and self.teacher_table is None:
+            raise UserError("fill_table needs teacher_table, the folder for the table")
         if self.seeds < 1:
             raise UserError(f"seeds must be at least 1, got {self.seeds}")
         if self.profile is not None and (self.control or self.seeds > 1):

@@ -253,7 +253,7 @@ def _folder_and_data(
 ) -> tuple[RunFolder | None, ImageDataset]:
     """Find what settings name, and refuse what cannot be: the cheapest first."""
     resolve_device(config.device)
-    _smooth(objective, config.label_smoothing)
+    _check_loss(objective, config.label_smoothing)
     folder = team.lead(lambda: _folder(config))
     with team.one_by_machine():
         data = get_data(config, given, network)
@@ -263,7 +263,9 @@ def _folder_and_data(
     return folder, data
 
 
-def _smooth(objective: Objective, asked: float) -> None:
+def _check_loss(objective: Objective, asked: float) -> None:
+    if not objective.ce_weight and not any(objective.weights):
+        raise UserError(f"the loss {objective.describe()} is always 0; give something a weight")
     own = objective.label_smoothing
     if own not in (0, asked):
         raise UserError(
