@@ -21,7 +21,7 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
-from itrd.engine.files import PARTIAL, read_limited, sync_folder, write_atomically
+from itrd.engine.files import PARTIAL, link, read_limited, sync_folder, write_atomically
 from itrd.engine.pth import load_pth
 from itrd.errors import CheckpointError
 
@@ -193,11 +193,7 @@ def _set_aside(path: Path, spare: Path) -> None:
     """
     spare.unlink(missing_ok=True)
     with contextlib.suppress(FileNotFoundError):  # there is none yet
-        try:
-            os.link(path, spare)
-        except (
-            PermissionError
-        ):  # a file system without hard links: for a moment only the previous name is there
+        if not link(path, spare):  # for a moment only the previous name is there
             os.replace(path, _previous(path))
 
 
