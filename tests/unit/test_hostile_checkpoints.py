@@ -275,6 +275,8 @@ def test_a_state_with_code_and_a_right_checksum(tmp_path: Path, monkeypatch: pyt
         ("task", [1]),
         ("history", [{"epoch": 1}]),
         ("history", 3),
+        pytest.param("history", "[" * 100_000, id="history-nested"),
+        ("first_stages", '[{"epoch": 1}]'),
         ("optimizer", {"state": 1}),
         ("optimizer", {"state": {}, "param_groups": []}),
         ("rng", torch.zeros(3)),
