@@ -91,16 +91,27 @@ def first_tensor(output: Any) -> Tensor | None:
 
 
 @contextmanager
+def in_eval_mode(net: nn.Module) -> Iterator[None]:
+    """Put a network into eval mode; then give every module its mode back."""
+    modes = {module: module.training for module in net.modules()}
+    net.eval()
+    try:
+        yield
+    finally:
+        net.train(modes[net])  # a module may do more here than to note its mode
+        for module, mode in modes.items():
+            module.training = mode
+
+
+@contextmanager
 def examined(role: str, net: nn.Module, images: Tensor) -> Iterator[None]:
     """Put a network into eval mode, without gradient, for a first look; then give every module its mode back.
 
     Raises:
         UserError: the network fails on the images, which are not of a kind that it takes.
     """
-    training = [module for module in net.modules() if module.training]
-    net.eval()
     try:
-        with torch.no_grad():
+        with in_eval_mode(net), torch.no_grad():
             yield
     except torch.OutOfMemoryError:
         raise
@@ -111,9 +122,6 @@ def examined(role: str, net: nn.Module, images: Tensor) -> Iterator[None]:
             f"the {role} {type(plain(net)).__name__} does not take images of {shape}: {reason}; choose another "
             f"network{' or add --teacher_size' if role == 'teacher' else ''}"
         ) from error
-    finally:
-        for module in training:
-            module.training = True
 
 
 # --- hooks -----------------------------------------------------------------------------------------------
