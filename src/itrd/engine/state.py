@@ -19,7 +19,7 @@ from itrd.engine.folder import RunFolder
 from itrd.engine.metrics import Meter
 from itrd.engine.optimizer import load_optimizer
 from itrd.engine.record import Epoch
-from itrd.errors import CheckpointError
+from itrd.errors import CheckpointError, first_line
 
 if TYPE_CHECKING:
     from itrd.engine.trainer import Trainer
@@ -203,7 +203,7 @@ def _fitting(saved: Saved) -> Iterator[None]:
     try:
         yield
     except MISFITS as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise CheckpointError(f"{saved.source} does not fit this run: {reason}") from None
 
 

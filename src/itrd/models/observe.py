@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from itrd.errors import UserError
+from itrd.errors import UserError, first_line
 from itrd.models.adapt import Adapted
 from itrd.models.base import FeatureNet, Outputs
 
@@ -117,7 +117,7 @@ def examined(role: str, net: nn.Module, images: Tensor) -> Iterator[None]:
         raise
     except (RuntimeError, ValueError, AssertionError, IndexError) as error:
         shape = "x".join(map(str, images.shape[1:]))
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise UserError(
             f"the {role} {type(plain(net)).__name__} does not take images of {shape}: {reason}; choose another "
             f"network{' or add --teacher_size' if role == 'teacher' else ''}"
