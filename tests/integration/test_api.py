@@ -99,6 +99,30 @@ def test_evaluate(tiny: dict[str, Any]) -> None:
     assert again["top1"] == pytest.approx(result.last.test["top1"])
 
 
+class Frozen(Own):
+    """With a batch norm that its user keeps in eval mode."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__(4, classes)
+        self.norm = nn.BatchNorm2d(3)
+        self.norm.eval()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(self.norm(x))
+
+
+def test_evaluation_leaves_modes_as_they_are() -> None:
+    small, net = Frozen(5), Frozen(10)
+    itrd.evaluate(net, "digits")
+    with pytest.raises(
+        UserError, match="logits of 5 classes, and a label of the images is 9; give it a class"
+    ):
+        itrd.evaluate(small, "digits")
+    for each in (small, net):
+        assert each.training
+        assert not each.norm.training
+
+
 def test_wrong_use_is_named(tiny: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="has 7 classes and digits"):
         itrd.distill(Own(4, classes=7), Own(4), data="digits", method="kd", **tiny)

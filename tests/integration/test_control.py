@@ -88,7 +88,8 @@ def test_runs_are_those_of_the_single_commands(teacher_folder: Path, tmp_path: P
     document = json.loads((tmp_path / "c/comparison.json").read_text())
     assert document["difference"]["n"] == 2
     assert document["alone"]["by_seed"].keys() == {"3", "4"}
-    # Finished runs stay as they are, and seeds may be added.
+    # Finished runs stay as they are, and seeds may be added; also after a death while the comparison was written.
+    (tmp_path / "c/.comparison.json.x.partial").write_text("{")
     before = (tmp_path / "c/seed3/result.json").read_bytes()
     more = run_seeds(
         settings(teacher_folder, control=True, seeds=3, seed=3, out=str(tmp_path / "c"), resume=True)
@@ -98,6 +99,7 @@ def test_runs_are_those_of_the_single_commands(teacher_folder: Path, tmp_path: P
         s: r.last.test for s, r in compared.distilled.items()
     }
     assert json.loads((tmp_path / "c/comparison.json").read_text())["difference"]["n"] == 3
+    assert not list((tmp_path / "c").glob(".*"))
     with pytest.raises(RunFolderError, match="already holds this run; continue it with --resume"):
         run_seeds(config)
 

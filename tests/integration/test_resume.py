@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,9 @@ import itrd
 from itrd.engine.checkpoint import save_weights
 from itrd.engine.config import DistillConfig, TrainConfig
 from itrd.engine.log import Quiet
+from itrd.engine.record import Epoch
 from itrd.engine.run import prepare_distill, prepare_train
+from itrd.engine.state import restore_run, save_run, saved_run
 from itrd.engine.trainer import Interrupted
 from itrd.errors import RunFolderError
 from itrd.methods import list_methods, method_class
@@ -110,6 +113,24 @@ def test_resuming_a_finished_run_changes_nothing(tmp_path: Path, tiny: dict[str,
     before = (tmp_path / "run" / "result.json").read_bytes()
     check_equal(expected, resumed(settings, tmp_path / "run"))
     assert (tmp_path / "run" / "result.json").read_bytes() == before
+
+
+def test_a_checkpoint_of_many_epochs_is_read_back(tmp_path: Path, tiny: dict[str, Any]) -> None:
+    settings = {**tiny, "model": "resnet8", "data": "digits", "epochs": 40_000}
+    with prepared(settings, tmp_path / "run") as trainer:
+        for number in range(1, 30_001):
+            done = Epoch(number, 0.1, {"loss": 1 / number}, {"top1": 1 / 3, "loss": math.inf}, 0.1, 100.0)
+            trainer.history.append(done)
+        trainer.best = trainer.history[0]
+        trainer.position.epoch = 30_001
+        trainer.first_stages = trainer.history[:2]
+        save_run(trainer, trainer.folder, None)
+    with prepared(settings, tmp_path / "run", resume=True) as again:
+        saved = saved_run(again.folder)
+        assert saved is not None
+        restore_run(again, saved, 1)
+    for name in ("history", "first_stages", "best"):
+        assert getattr(again, name) == getattr(trainer, name)
 
 
 def test_a_run_is_tied_to_its_teachers_content(

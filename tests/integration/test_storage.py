@@ -9,6 +9,8 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,11 @@ import torch
 from itrd.cli import main
 from itrd.engine import checkpoint
 from itrd.engine.checkpoint import has_state, load_state, save_state
+from itrd.engine.config import TrainConfig
+from itrd.engine.files import create_atomically
+from itrd.engine.folder import RunFolder
 from itrd.engine.log import Quiet
+from itrd.errors import RunFolderError
 
 
 def command(out: Path, *more: str) -> list[str]:
@@ -156,9 +162,15 @@ def test_a_slow_disk(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 class Failing:
     """Lets the n-th file operation of this process fail, or raises in place of it."""
 
-    def __init__(self, patch: pytest.MonkeyPatch, at: int, error: BaseException) -> None:
+    def __init__(
+        self,
+        patch: pytest.MonkeyPatch,
+        at: int,
+        error: BaseException,
+        which: tuple[str, ...] = ("fsync", "link", "replace", "fchmod", "fdopen"),
+    ) -> None:
         self.count, self.names = 0, []
-        for name in ("fsync", "link", "replace", "fchmod", "fdopen"):
+        for name in which:
             patch.setattr(os, name, self._wrapped(name, getattr(os, name), at, error))
 
     def _wrapped(self, name: str, function: Any, at: int, error: BaseException) -> Any:
@@ -210,11 +222,65 @@ def _operations_of_a_save(folder: Path) -> list[str]:
     return failing.names
 
 
-def test_a_file_system_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*arguments: Any) -> None:
-        raise PermissionError(errno.EPERM, "Operation not permitted")
+@pytest.mark.parametrize("at", [1, 2, 3, 4])
+def test_a_folder_that_could_not_be_opened_can_be_opened_again(at: int, tmp_path: Path) -> None:
+    config = TrainConfig(model="resnet8", data="digits", out=str(tmp_path))
+    folder = RunFolder(tmp_path, config)
+    with pytest.MonkeyPatch.context() as patch:
+        Failing(patch, at, OSError(errno.ENOSPC, "No space left on device"), ("fsync", "replace"))
+        with pytest.raises(RunFolderError, match="No space left"):
+            folder.open()
+    resume = (tmp_path / "config.yaml").exists()
+    again = RunFolder(tmp_path, replace(config, resume=resume)).open()
+    again.close()
 
-    monkeypatch.setattr(os, "link", refuse)
+
+@pytest.mark.parametrize("at", [0, 1])
+def test_a_folder_whose_run_died_before_its_first_epoch(at: int, tmp_path: Path) -> None:
+    """In the first write, or after it."""
+    config = TrainConfig(model="resnet8", data="digits", out=str(tmp_path))
+    order: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        replaced = os.replace
+        patch.setattr(os, "replace", lambda old, new: (order.append(Path(new).name), replaced(old, new)))
+        RunFolder(tmp_path, config).open().close()
+    for name in order[at:]:
+        (tmp_path / name).unlink()
+    (tmp_path / f".{order[at]}.x.partial").write_bytes(b"{")
+    RunFolder(tmp_path, replace(config, resume=at > 0)).open().close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", *sorted(order)]
+
+
+def without_links(patch: pytest.MonkeyPatch, number: int) -> None:
+    def refuse(*arguments: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    patch.setattr(os, "link", refuse)
+
+
+NO_LINKS = [errno.EPERM, errno.ENOTSUP, errno.ENOSYS]
+
+
+@pytest.mark.parametrize("number", NO_LINKS)
+def test_creating_without_hard_links(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    without_links(monkeypatch, number)
+    path = tmp_path / "record.json"
+    with monkeypatch.context() as patch:
+        Failing(patch, 1, OSError(errno.EIO, "I/O error"), ("replace",))
+        with pytest.raises(OSError, match="I/O error"):
+            create_atomically(path, b"lost")
+    with ThreadPoolExecutor(8) as pool:
+        made = list(pool.map(lambda i: create_atomically(path, b"%d" % i * 10_000), range(8)))
+    assert made.count(True) == 1
+    assert path.read_bytes() == b"%d" % made.index(True) * 10_000
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("number", NO_LINKS)
+def test_a_file_system_without_hard_links(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_links(monkeypatch, number)
     path = tmp_path / "checkpoint.pt"
     for step in (1, 2, 3):
         save_state(path, {"step": step})

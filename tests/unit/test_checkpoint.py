@@ -6,12 +6,15 @@ import argparse
 import json
 import os
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load
 
+import itrd
+from itrd.engine import zoo
 from itrd.engine.checkpoint import (
     canonical_safetensors,
     load_into,
@@ -52,6 +55,43 @@ def test_equal_weights_and_metadata_give_equal_bytes() -> None:
     assert list(header["__metadata__"]) == sorted(words)
     loaded = load(content)
     assert all(torch.equal(loaded[key], value) for key, value in state.items())
+
+
+class Tied(torch.nn.Module):
+    """Two layers with the same weight, and a buffer that is a part of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head = torch.nn.Linear(10, 10), torch.nn.Linear(10, 10)
+        self.head.weight = self.first.weight
+        self.register_buffer("rows", self.first.weight.detach()[2:4])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.first(x.flatten(1)[:, 100:110]))
+
+
+def trained(net: torch.nn.Module, folder: Path) -> Path:
+    small = {"train_subset": 20, "test_subset": 10, "epochs": 1, "tensorboard": False, "progress": False}
+    itrd.train(net, "digits", out=str(folder), **small)
+    return folder / "last.safetensors"
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        trained,
+        lambda net, folder: itrd.export_model(net, folder).path,
+        lambda net, folder: zoo.write("tied", net.double(), {}, folder),  # floats are rounded into copies
+    ],
+    ids=["run", "export", "zoo"],
+)
+def test_tensors_that_share_memory_are_written_whole(
+    write: Callable[[torch.nn.Module, Path], Path], tmp_path: Path
+) -> None:
+    net = Tied()
+    state, _ = read_weights(write(net, tmp_path / "out"))
+    for key, value in net.state_dict().items():
+        assert torch.equal(state[key], value)
 
 
 @pytest.mark.parametrize("kind", ["epoch", "best", "last", "plain", "backbone"])

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -233,6 +234,29 @@ def test_split_refuses_wrong_arrays() -> None:
     for wrong in (labels[:1], labels.astype(np.int32)):
         with pytest.raises(DataError, match="labels must be int64"):
             Split(images, wrong)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([0, 1, -5], r"tiny \(training\) has the label -5; .* -1 for none"),
+        (
+            [0, -1, 2],
+            r"1 of 3 images of tiny \(training\) have the label -1 \(none\); give each one, or none",
+        ),
+    ],
+)
+def test_labels_are_all_there_or_none(labels: list[int], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        tiny(labels)
+    with pytest.raises(DataError, match=message.replace("training", "test")):
+        replace(tiny([0, 1, 2]), test=Split(tiny([0] * 3).test.images, np.array(labels)))
+
+
+def test_test_images_without_labels_are_left_out() -> None:
+    none = tiny([-1, -1, -1])
+    assert (len(none.train), none.labelled, len(none.test)) == (3, False, 0)
+    assert len(replace(none, train=tiny([0, 1, 2]).train).subset(train=2).test) == 0
 
 
 def test_digits(tmp_path: Path) -> None:

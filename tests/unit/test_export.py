@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 import itrd
 from itrd.cli import main
+from itrd.data import ImageDataset, Split
 from itrd.engine import zoo
 from itrd.engine.checkpoint import save_weights
 from itrd.engine.files import sha256_of
@@ -173,6 +174,24 @@ def test_which_epoch_and_whose_record(student: Path, tmp_path: Path) -> None:
     assert record_of(strange / "last.safetensors") is None
     main(["export", "--model", str(strange), "--size", "32", "--out", str(tmp_path / "s")])
     assert "no record of training was found" in (tmp_path / "s" / "README.md").read_text()
+
+
+def test_run_without_labelled_test_images(tmp_path: Path) -> None:
+    splits = [
+        Split(np.zeros((8, 3, 32, 32), np.uint8), np.array(labels)) for labels in ([0, 1] * 4, [-1] * 8)
+    ]
+    data = ImageDataset("bare", 2, ("a", "b"), *splits, MEAN, STD, 0, False)
+    settings: dict[str, Any] = {"epochs": 2, "batch_size": 4, "ema": 0.9, "out": str(tmp_path / "run")}
+    assert itrd.train("resnet8", data, **settings).last.test == {}
+    for which in ("last", "best", "ema"):
+        weights = tmp_path / "run" / f"{which}.safetensors"
+        assert main(["export", "--model", str(weights), "--size", "32", "--out", str(tmp_path / which)]) == 0
+        text = (tmp_path / which / "README.md").read_text()
+        assert "Not measured: there were no labelled test images." in text
+        assert "trained on labels alone" in text
+    other = tmp_path / "run" / "last.safetensors"
+    save_weights(other, net(), {"arch": "resnet8", "epoch": "1"})
+    assert record_of(other) is None
 
 
 def test_moving_average_and_folder_of_images() -> None:

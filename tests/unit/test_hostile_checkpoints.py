@@ -95,6 +95,7 @@ def count_of(raw: bytes, number: bytes) -> bytes:
     return changed
 
 
+PAIRS = b"".join(b"q%ch%c\x86" % (i, i) for i in range(40))  # a pair of one value twice, of that twice, ...
 HUGE = b"\x8a\x06\x00\x00\x00\x00\x00\x01"  # 2^40
 
 PTH: dict[str, tuple[Callable[[], bytes], str]] = {
@@ -143,6 +144,21 @@ PTH: dict[str, tuple[Callable[[], bytes], str]] = {
         "deep",
     ),
     "lists in lists": (lambda: with_pickle(b"\x80\x02" + b"]" * 5000 + b"a" * 4999 + b"."), "deep"),
+    "marks over many values": (
+        lambda: with_pickle(b"\x80\x02" + b"]" * 150_000 + b"(l" * 100_000),
+        "damaged",
+    ),
+    "a value changed that is a mark": (lambda: with_pickle(b"\x80\x02(K\1a."), "damaged"),
+    "pairs of pairs as a key": (lambda: with_pickle(b"\x80\x02}K\1" + PAIRS + b"K\1s."), "repeats"),
+    "pairs of pairs as a name": (lambda: with_pickle(b"\x80\x02K\1" + PAIRS + b"K\1\x93."), "repeats"),
+    "a long text, often": (
+        lambda: with_pickle(b"\x80\x02]X\xff\xff\0\0" + b"x" * 65535 + b"q\0" + b"h\0h\0\x93" * 2000 + b"."),
+        "repeats",
+    ),
+    "bytes that nobody wrote": (
+        lambda: with_pickle(b"\x80\x02cbuiltins\nbytearray\nJ\0\0\0\x70\x85R."),
+        "without filling it",
+    ),
     "endless opcodes": (lambda: with_pickle(b"\x80\x02" + b"}0" * 600_000 + b"}."), "opcodes"),
     "recursion through the memo": (lambda: with_pickle(b"\x80\x02}q\0X\1\0\0\0ah\0s."), "no weights"),
     "no tensors": (lambda: saved({"model": {"w": 1}}), "no weights"),
@@ -173,7 +189,8 @@ def test_pth(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_the_checks_let_good_files_through() -> None:
-    for content in (WEIGHTS, {"a": [1, 2.5, None, True, "x", (1, 2)], "t": torch.ones(2, 3).half()}):
+    long = {"list": list(range(110_000)), "again": [WEIGHTS] * 1000}  # pickled in pieces of a thousand
+    for content in (WEIGHTS, long, {"a": [1, 2.5, None, True, "x", (1, 2)], "t": torch.ones(2, 3).half()}):
         for new in (True, False):
             found = load_pth(saved(content, _use_new_zipfile_serialization=new), "x")
             assert saved(found, _use_new_zipfile_serialization=new)[:0] == b""
@@ -258,6 +275,8 @@ def test_a_state_with_code_and_a_right_checksum(tmp_path: Path, monkeypatch: pyt
         ("task", [1]),
         ("history", [{"epoch": 1}]),
         ("history", 3),
+        pytest.param("history", "[" * 100_000, id="history-nested"),
+        ("first_stages", '[{"epoch": 1}]'),
         ("optimizer", {"state": 1}),
         ("optimizer", {"state": {}, "param_groups": []}),
         ("rng", torch.zeros(3)),

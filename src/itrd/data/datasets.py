@@ -139,6 +139,9 @@ def choice_of(source: str, chosen: NDArray[np.int64]) -> str:
 class ImageDataset:
     """Two splits of labelled images and how they are normalised and augmented.
 
+    The labels of a split are all there or all -1. Test images without labels are left out: nothing can be measured on
+    them.
+
     ``mean`` and ``std`` are per channel, for pixels scaled to [0, 1]. ``padding`` (pixels on every
     side, before a random crop) and ``flip`` say what augmentation the dataset is trained with.
     ``normalisation`` says whose ``mean`` and ``std`` they are: the dataset's own, or ImageNet's.
@@ -170,6 +173,11 @@ class ImageDataset:
                     f"a {which} label of {self.name} is {int(split.labels.max())}, and there are {self.num_classes} "
                     f"classes, numbered from 0; set num_classes to at least {int(split.labels.max()) + 1}"
                 )
+            check_labels(split.labels, f"{self.name} ({which})")
+        if (self.test.labels == -1).any():
+            import numpy as np
+
+            object.__setattr__(self, "test", self.test.take(np.empty(0, np.int64)))
 
     @cached_property
     def fingerprint(self) -> str:
@@ -238,6 +246,23 @@ class ImageDataset:
         rank = rank_in_class(split.labels, seed)
         chosen = np.sort(np.lexsort((split.labels, rank))[:size])  # round robin over the classes
         return split.take(chosen)
+
+
+def check_labels(labels: NDArray[np.int64], title: str) -> None:
+    """Refuse labels (N,) that are neither all there nor all -1.
+
+    Raises:
+        DataError: one is below -1, or some are -1.
+    """
+    if (labels < -1).any():
+        raise DataError(
+            f"{title} has the label {labels.min()}; labels are 0, 1, 2, and so on, and -1 for none"
+        )
+    count = int((labels == -1).sum())
+    if 0 < count < len(labels):
+        raise DataError(
+            f"{count} of {len(labels)} images of {title} have the label -1 (none); give each one, or none"
+        )
 
 
 def rank_in_class(labels: NDArray[np.int64], seed: int) -> NDArray[np.int64]:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from itrd.errors import DataError, UserError
+from itrd.errors import DataError, UserError, first_line
 from itrd.extras import require
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
@@ -97,7 +97,7 @@ def _opened(source: Path | bytes) -> Any:
 def _corrupt(name: str, error: Exception) -> UserError:
     if isinstance(error, UserError):  # Pillow is not installed, for one
         return error
-    reason = (str(error) or type(error).__name__).splitlines()[0]
+    reason = first_line(error)
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None):
         return DataError(f"cannot read {name}: {reason}")  # says nothing of the image, and may pass
     if "cannot identify image file" in reason:

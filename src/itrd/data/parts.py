@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from itrd.data.datasets import check_labels
 from itrd.data.lazy import Store
 from itrd.errors import DataError
 
@@ -70,15 +71,7 @@ def as_labels(
             f"{array.shape}"
         )
     labels = array.astype(np.int64)
-    if (labels == -1).any() and not (labels == -1).all():
-        count = int((labels == -1).sum())
-        raise DataError(
-            f"{count} of {len(labels)} images of {title} have the label -1 (none); give each one, or none"
-        )
-    if (labels < -1).any():
-        raise DataError(
-            f"{title} has the label {labels.min()}; labels are 0, 1, 2, and so on, and -1 for none"
-        )
+    check_labels(labels, title)
     return labels, None
 
 

@@ -13,7 +13,7 @@ from itrd.data.decode import CorruptImageError
 from itrd.data.folders import TESTS, TRAIN
 from itrd.data.lazy import ColumnStore, sampled_fingerprint
 from itrd.data.parts import Part, as_labels
-from itrd.errors import DataError
+from itrd.errors import DataError, first_line
 from itrd.extras import require
 
 PARQUET_LIMIT = 8 << 30  # bytes: Parquet's image column is held in memory, encoded
@@ -68,7 +68,7 @@ def _parquet_part(files: Sequence[Path], title: str, columns: Columns) -> Part:
         wanted = [image] if label is None else [image, label]
         table = pyarrow.concat_tables([parquet.read_table(file, columns=wanted) for file in files])
     except (pyarrow.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0][:200]
+        reason = first_line(error)[:200]
         raise DataError(f"cannot read {title} as Parquet: {reason}; write it anew, or remove it") from None
     values = None if label is None else table.column(label).to_pylist()
     names = None if label is None else _names_in(schemas[0].metadata, label)
@@ -108,7 +108,7 @@ def read_hub(name: str, columns: Columns, test_split: str | None) -> tuple[Part,
     try:
         loaded = datasets.load_dataset(repository, config or None)
     except Exception as error:  # of the library, of the network, of the hub
-        reason = (str(error) or type(error).__name__).splitlines()[0][:300]
+        reason = first_line(error)[:300]
         raise DataError(f"cannot load hf:{name}: {reason}; check the name and the connection") from None
     return read_hf(loaded, f"hf:{name}", columns, test_split)
 
@@ -124,7 +124,7 @@ def read_saved(folder: Path, columns: Columns, test_split: str | None) -> tuple[
     try:
         loaded = datasets.load_from_disk(str(folder))
     except Exception as error:  # of the library, of Arrow, of JSON
-        reason = (str(error) or type(error).__name__).splitlines()[0][:300]
+        reason = first_line(error)[:300]
         raise DataError(f"cannot open {folder} as a saved dataset: {reason}; write it anew") from None
     return read_hf(loaded, str(folder), columns, test_split)
 

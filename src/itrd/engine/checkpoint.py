@@ -21,7 +21,7 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
-from itrd.engine.files import PARTIAL, read_limited, sync_folder, write_atomically
+from itrd.engine.files import PARTIAL, link, read_limited, sync_folder, write_atomically
 from itrd.engine.pth import load_pth
 from itrd.errors import CheckpointError
 
@@ -36,16 +36,23 @@ _HEADER = len(_MAGIC) + 64 + 1
 
 def save_weights(path: Path, net: nn.Module, metadata: Mapping[str, str]) -> None:
     """Write a network's state dict as safetensors, with string metadata."""
-    state = {key: value.detach().cpu().contiguous() for key, value in net.state_dict().items()}
-    write_atomically(path, canonical_safetensors(state, metadata))
+    write_atomically(path, canonical_safetensors(net.state_dict(), metadata))
 
 
 def canonical_safetensors(state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
     """Serialise so that equal weights and metadata give equal bytes, hence equal checksums.
 
-    The library writes the metadata in an order that differs from process to process.
+    The library writes the metadata in an order that differs from process to process, and refuses tensors that share
+    memory, as tied weights do: each is written whole.
     """
-    content = save_safetensors(dict(state), dict(metadata))
+    own: dict[str, Tensor] = {}
+    held: set[int] = set()
+    for key, value in state.items():
+        tensor = value.detach().cpu().contiguous()
+        storage = tensor.untyped_storage().data_ptr()
+        own[key] = tensor.clone() if storage in held else tensor
+        held.add(storage)
+    content = save_safetensors(own, dict(metadata))
     end = 8 + int.from_bytes(content[:8], "little")
     header = json.dumps(json.loads(content[8:end]), sort_keys=True, separators=(",", ":")).encode()
     header += b" " * (-len(header) % 8)  # the format aligns the data
@@ -198,11 +205,7 @@ def _set_aside(path: Path, spare: Path) -> None:
     """
     spare.unlink(missing_ok=True)
     with contextlib.suppress(FileNotFoundError):  # there is none yet
-        try:
-            os.link(path, spare)
-        except (
-            PermissionError
-        ):  # a file system without hard links: for a moment only the previous name is there
+        if not link(path, spare):  # for a moment only the previous name is there
             os.replace(path, _previous(path))
 
 

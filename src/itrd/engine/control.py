@@ -19,7 +19,7 @@ from typing import Any
 from torch import nn
 
 from itrd.engine.config import DistillConfig, RunConfig, TrainConfig
-from itrd.engine.files import write_json
+from itrd.engine.files import PARTIAL, remove_partial_files, write_json
 from itrd.engine.networks import TrainedNetwork
 from itrd.engine.record import Result
 from itrd.engine.run import find_teacher, get_data, prepare_distill, prepare_train
@@ -151,6 +151,7 @@ def run_seeds(
                 alone[seed] = fit(trainer)
     found = Compared(distilled, alone, folder)
     if folder is not None and team.leads:
+        remove_partial_files(folder)
         write_json(folder / COMPARISON, found.document())
     return found
 
@@ -160,7 +161,7 @@ def _folder(config: DistillConfig) -> Path | None:
         return None
     name = f"{config.run_name()}{f'-and{config.seeds - 1}' if config.seeds > 1 else ''}{'-control' * config.control}"
     folder = Path(config.out or Path("runs") / name)
-    held = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    held = [path.name for path in folder.iterdir() if path.suffix != PARTIAL] if folder.is_dir() else []
     if any(name != COMPARISON and not name.startswith("seed") for name in held):
         raise RunFolderError(
             f"{folder} holds something else than a comparison; choose another folder with --out"

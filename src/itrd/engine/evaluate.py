@@ -10,8 +10,9 @@ from itrd.data.source import ImageSource
 from itrd.engine.device import autocast
 from itrd.engine.metrics import accuracies
 from itrd.engine.team import ALONE, Team
+from itrd.errors import UserError
 from itrd.methods.base import at_least_float32
-from itrd.models.observe import logits_of
+from itrd.models.observe import in_eval_mode, logits_of
 
 
 @torch.no_grad()
@@ -24,31 +25,41 @@ def evaluate(
 ) -> dict[str, float]:
     """Top-1 and top-5 accuracy in percent and mean cross-entropy (``top1``, ``top5``, ``loss``).
 
-    The network is called plainly on unaugmented images, in eval mode, and left in the mode it was in. The processes
-    of a team, which all call this, take turns in the batches. Without images there is nothing to tell: ``{}``.
+    The network is called plainly on unaugmented images, in eval mode; then every module has its mode back. The
+    processes of a team, which all call this, take turns in the batches. Without images there is nothing to tell:
+    ``{}``.
 
     Args:
         net: the network.
         images: with labels.
-        precision: fp32 or bf16.
-        batch_size: images per forward pass; None for 500 of 32 x 32 pixels, and fewer larger ones.
+        precision: fp32, tf32 (see :func:`itrd.engine.device.set_float32`) or bf16.
+        batch_size: images per forward pass; None for 500 of up to 64 x 64 pixels, and fewer larger ones.
         team: the processes that share the work.
+
+    Raises:
+        UserError: the network has fewer classes than the images.
     """
     if not len(images):
         return {}
     if batch_size is None:
         batch_size = max(32, min(500, 500 * 64 * 64 // (images.shape[1] * images.shape[2])))
-    training = net.training
-    net.eval()
+    highest = int(images.labels.max())  # beyond the classes of a network, a GPU's error ends the process
     sums = torch.zeros(4, dtype=torch.float64, device=images.device)  # of top1, top5, loss, and of ones
-    for indices in torch.arange(len(images), device=images.device).split(batch_size)[team.rank :: team.size]:
-        labels = images.labels[indices]
-        with autocast(images.device, precision):
-            logits = logits_of(net(images.plain(indices)))
-        logits = at_least_float32(logits)
-        means = [*accuracies(logits, labels).values(), F.cross_entropy(logits, labels)]
-        sums += torch.stack([*(mean.double() for mean in means), torch.ones_like(sums[0])]) * len(indices)
-    net.train(training)
+    with in_eval_mode(net):
+        for indices in torch.arange(len(images), device=images.device).split(batch_size)[
+            team.rank :: team.size
+        ]:
+            labels = images.labels[indices]
+            with autocast(images.device, precision):
+                logits = logits_of(net(images.plain(indices)))
+            if logits.shape[1] <= highest:
+                raise UserError(
+                    f"the network gives logits of {logits.shape[1]} classes, and a label of the images is {highest}; "
+                    "give it a classifier for these"
+                )
+            logits = at_least_float32(logits)
+            means = [*accuracies(logits, labels).values(), F.cross_entropy(logits, labels)]
+            sums += torch.stack([*(mean.double() for mean in means), torch.ones_like(sums[0])]) * len(indices)
     team.sum([sums])
     top1, top5, loss = sums[:3].div(sums[3]).tolist()
     return {"top1": top1, "top5": top5, "loss": loss}

@@ -15,6 +15,7 @@ from typing import Any
 
 MAX_JSON = 1 << 26  # bytes
 PARTIAL = ".partial"  # how the names of files end that are being written
+_NO_LINKS = (errno.EPERM, errno.EACCES, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 
 
 def write_atomically(path: Path, content: bytes, before_rename: Callable[[], None] | None = None) -> None:
@@ -55,7 +56,8 @@ def remove_partial_files(folder: Path) -> None:
 def create_atomically(path: Path, content: bytes) -> bool:
     """Create a file that must not exist yet, complete from its first moment; return whether this call made it.
 
-    Of several processes that try, on one machine or over a network file system, exactly one succeeds.
+    Of several processes that try, on one machine or over a network file system, exactly one succeeds. On a file
+    system without hard links the file is empty for a moment.
     """
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -64,12 +66,29 @@ def create_atomically(path: Path, content: bytes) -> bool:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.link(temporary, path)  # fails if the name is taken; renaming would replace
+        if not link(Path(temporary), path):
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))  # takes the name
+            try:
+                os.replace(temporary, path)
+            except BaseException:
+                path.unlink()
+                raise
     except FileExistsError:
         return False
     finally:
         Path(temporary).unlink(missing_ok=True)
     sync_folder(path.parent)
+    return True
+
+
+def link(path: Path, name: Path) -> bool:
+    """Give a file a second name, which must not exist yet; return False on a file system without hard links."""
+    try:
+        os.link(path, name)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        return False
     return True
 
 

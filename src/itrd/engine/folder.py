@@ -23,7 +23,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from itrd.engine.config import RunConfig
-from itrd.engine.files import read_limited, remove_partial_files, write_atomically, write_json
+from itrd.engine.files import PARTIAL, read_limited, remove_partial_files, write_atomically, write_json
 from itrd.engine.yaml_text import MAX_BYTES, load_yaml
 from itrd.errors import RunFolderError
 
@@ -57,7 +57,9 @@ class RunFolder:
         """
         if self.path.exists() and not self.path.is_dir():
             raise RunFolderError(f"{self.path} is a file; choose another folder with --out")
-        occupied = self.path.is_dir() and any(p.name != ".lock" for p in self.path.iterdir())
+        occupied = self.path.is_dir() and any(
+            p.name != ".lock" and p.suffix != PARTIAL for p in self.path.iterdir()
+        )
         if occupied:
             if not self.settings.is_file():
                 raise RunFolderError(
@@ -107,17 +109,17 @@ class RunFolder:
             self.check()  # another process may have started a run here meanwhile
             self._check_inputs()
             remove_partial_files(self.path)
-            write_json(self.inputs_file, self.inputs)
             content = yaml.safe_dump(_plain(self._config.identity()), sort_keys=False)
-            write_atomically(self.settings, content.encode())
-        except RunFolderError:
-            self.close()
-            raise
+            write_atomically(self.settings, content.encode())  # first: they say that the folder is a run's
+            write_json(self.inputs_file, self.inputs)
         except Timeout:
             raise RunFolderError(
                 f"another process is using {self.path}; wait for it or choose another --out"
             ) from None
-        except OSError as error:
+        except BaseException as error:
+            self.close()
+            if not isinstance(error, OSError):
+                raise
             raise RunFolderError(
                 f"cannot write into {self.path}: {error.strerror}; choose another --out"
             ) from None

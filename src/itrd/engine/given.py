@@ -12,7 +12,7 @@ from itrd.data.datasets import ImageDataset
 from itrd.data.plan import EpochPlan
 from itrd.data.source import ImageSource
 from itrd.engine.table import EpochRows
-from itrd.errors import DataError, UserError
+from itrd.errors import DataError, UserError, first_line
 from itrd.methods.objective import Objective
 
 _PART = 1 << 16  # rows that are checked at a time
@@ -134,5 +134,5 @@ def _read(path: Path) -> np.ndarray:
             tensor = file.get_tensor(names[0])
         return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
     except (OSError, ValueError, EOFError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        reason = getattr(error, "strerror", None) or first_line(error)
         raise DataError(f"cannot read the logits in {path}: {reason}; write them anew") from None

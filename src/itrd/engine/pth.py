@@ -2,8 +2,8 @@
 
 That loader executes nothing, but it trusts a file's numbers: it can be made to unpack compressed members without
 bound, to allocate storages that the file does not hold, and to end the process with nested tuples. So the pickle is
-gone through here first, opcode by opcode, on a stack that knows of every value only its depth and, of plain ones,
-what they are; and an archive is copied member by member, uncompressed and with verified checksums.
+gone through here first, opcode by opcode, on a stack that knows of every value only its depth, its size and, of plain
+ones, what they are; and an archive is copied member by member, uncompressed and with verified checksums.
 
 Memory: a file of n bytes is refused or takes at most 3 n + 100 MB.
 """
@@ -11,6 +11,7 @@ Memory: a file of n bytes is refused or takes at most 3 n + 100 MB.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import io
 import pickle
 import pickletools
@@ -25,6 +26,8 @@ from itrd.errors import CheckpointError
 
 MAX_OPCODES = 1_000_000  # a checkpoint of the largest benchmark network has about 30,000
 MAX_DEPTH = 100
+_MAX_REPEATED = 10 * MAX_OPCODES  # values and characters that a pickle refers back to
+_MAX_NAME = 200  # characters of a storage's type
 _MAX_MEMBERS = 20_000
 _ITEM = {  # bytes of one element of a storage
     "DoubleStorage": 8,
@@ -134,21 +137,38 @@ def _check_legacy(content: bytes) -> None:
 
 # --- pickles ---------------------------------------------------------------------------------------------
 
-_Item = tuple[int, Any]  # depth, and the value of strings, numbers, names and short tuples of them
-_MARK: _Item = (-1, None)
+
+@dataclasses.dataclass(eq=False, slots=True)
+class _Item:
+    """What is known of a value.
+
+    Attributes:
+        value: what it is, of strings, numbers, names and short tuples of them; None of others.
+        depth: of containers in it.
+        size: of it written out: values, and characters of strings.
+    """
+
+    value: Any
+    depth: int
+    size: int
+
+
+_MARK = _Item(None, 0, 0)
 _WORDS = ("UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "GLOBAL")
 _NUMBERS = ("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1")
+_CHANGES = ("APPEND", "APPENDS", "ADDITEMS", "SETITEM", "SETITEMS", "BUILD")  # the first value they take
 
 
 def _storages(stream: BinaryIO) -> dict[str, int]:
     """Go through the next pickle of a stream without building anything; return its storages' sizes in bytes.
 
     Raises:
-        _Refused: too long, nested too deeply, or a storage of an unknown kind.
+        _Refused: too long, nested too deeply, larger than it looks, or a storage of an unknown kind.
     """
     stack: list[_Item] = []
     memo: dict[int, _Item] = {}
     found: dict[str, int] = {}
+    repeated = 0
     for count, (opcode, operand, _) in enumerate(pickletools.genops(stream), 1):
         argument: Any = operand
         if count > MAX_OPCODES:
@@ -161,24 +181,34 @@ def _storages(stream: BinaryIO) -> dict[str, int]:
         elif name == "MEMOIZE":
             memo[len(memo)] = stack[-1]
         elif name in ("GET", "BINGET", "LONG_BINGET"):
+            # A tuple of the same tuple twice, and so on, soon has more parts than anything can go through.
+            repeated += memo[argument].size
+            if repeated > _MAX_REPEATED:
+                raise _Refused("it repeats its parts too often")
             stack.append(memo[argument])
-        elif name in _WORDS or name in _NUMBERS:
-            stack.append((0, argument))
+        elif name in _WORDS:
+            if name == "GLOBAL" and argument.endswith(" bytearray"):
+                raise _Refused("it asks for memory without filling it")
+            stack.append(_Item(argument, 0, 1 + len(argument)))
+        elif name in _NUMBERS:
+            stack.append(_Item(argument, 0, 1))
         elif name == "BINPERSID":
-            key, size = _storage(stack.pop()[1])
+            key, size = _storage(stack.pop().value)
             if found.setdefault(key, size) != size:
                 raise _Refused(f"storage {key[:20]} has two sizes")
-            stack.append((0, None))
+            stack.append(_Item(None, 0, 1))
         else:
             taken = _take(stack, opcode)
-            depth = 1 + max((item[0] for item in taken), default=-1)
-            if depth > MAX_DEPTH:
+            item = taken.pop(0) if name in _CHANGES else _Item(None, 0, 1)
+            if item is _MARK:
+                raise _Refused("its pickle is damaged")
+            item.depth = max(item.depth, 1 + max((part.depth for part in taken), default=-1))
+            item.size += sum(part.size for part in taken)
+            if item.depth > MAX_DEPTH:
                 raise _Refused(f"it is nested more than {MAX_DEPTH} deep")
-            short = name.startswith("TUPLE") and len(taken) <= 8
-            value: Any = tuple(item[1] for item in taken) if short else None
-            if name == "STACK_GLOBAL":
-                value = " ".join(str(item[1]) for item in taken)
-            stack.extend([(depth, value)] * len(opcode.stack_after))
+            if name.startswith("TUPLE") and len(taken) <= 8:
+                item.value = tuple(part.value for part in taken)
+            stack.extend([item] * len(opcode.stack_after))
     return found
 
 
@@ -191,10 +221,12 @@ def _take(stack: list[_Item], opcode: pickletools.OpcodeInfo) -> list[_Item]:
         taken = stack[len(stack) - len(before) :]
         del stack[len(stack) - len(before) :]
         return taken
-    at = len(stack) - 1 - stack[::-1].index(_MARK)
-    taken = stack[at + 1 :]
+    # No further than what is taken, so that all searches together are as long as the pickle.
+    at = next((i for i in reversed(range(len(stack))) if stack[i] is _MARK), -1)
     below = before.index(pickletools.markobject)
-    taken += stack[at - below : at]
+    if at < below:
+        raise _Refused("its pickle is damaged")
+    taken = stack[at - below : at] + stack[at + 1 :]
     del stack[at - below :]
     return taken
 
@@ -203,8 +235,10 @@ def _storage(value: Any) -> tuple[str, int]:
     """Read key and size in bytes out of what names a storage: ('storage', type, key, place, count, ...)."""
     if type(value) is not tuple or len(value) < 5 or value[0] != "storage":
         raise _Refused("its pickle names a storage in an unknown way")
-    module, _, kind = str(value[1]).partition(" ")
-    key, count = value[2], value[4]
+    named, key, count = value[1], value[2], value[4]
+    if type(named) is not str or len(named) > _MAX_NAME:
+        raise _Refused("its pickle names a storage in an unknown way")
+    module, _, kind = named.partition(" ")
     if kind not in _ITEM or not module.startswith("torch") or type(key) is not str or type(count) is not int:
         raise _Refused("its pickle names a storage of an unknown kind")
     if count < 0:

@@ -20,7 +20,7 @@ from itrd.engine.metrics import Meter
 from itrd.engine.networks import reading_of
 from itrd.engine.optimizer import load_optimizer
 from itrd.engine.record import Epoch
-from itrd.errors import CheckpointError
+from itrd.errors import CheckpointError, first_line
 
 if TYPE_CHECKING:
     from itrd.engine.trainer import Trainer
@@ -123,8 +123,9 @@ def save_run(trainer: Trainer, folder: RunFolder, optimizer: torch.optim.Optimiz
         "position": trainer.position.state_dict(),
         "task": trainer.task.state_dict(),
         "optimizer": None if optimizer is None else optimizer.state_dict(),
-        "history": [asdict(e) for e in trainer.history],
-        "first_stages": [asdict(e) for e in trainer.first_stages],
+        # As text: what reads a checkpoint limits the number of values in it.
+        "history": json.dumps([asdict(e) for e in trainer.history]),
+        "first_stages": json.dumps([asdict(e) for e in trainer.first_stages]),
         "best": trainer.best.epoch if trainer.best else None,
         "average": None if trainer.average is None else trainer.average.state_dict(),
         "provenances": trainer.provenances,
@@ -171,8 +172,7 @@ def restore_run(trainer: Trainer, saved: Saved, stages: int) -> Saved:
         if trainer.average is not None:
             trainer.average.load_state_dict(state["average"])
         trainer.position.load_state_dict(state["position"])
-        trainer.history = [Epoch(**e) for e in state["history"]]
-        trainer.first_stages = [Epoch(**e) for e in state["first_stages"]]
+        trainer.history, trainer.first_stages = _epochs(state["history"]), _epochs(state["first_stages"])
         trainer.provenances = list(state.get("provenances", []))
         trainer.best = next((e for e in trainer.history if e.epoch == state["best"]), None)
         position = trainer.position
@@ -194,12 +194,17 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, saved: Saved) -> None:
             load_optimizer(optimizer, saved.state["optimizer"])
 
 
+def _epochs(saved: str | list[dict[str, Any]]) -> list[Epoch]:
+    """Read saved epochs; states of the first versions have a list of them."""
+    return [Epoch(**epoch) for epoch in (json.loads(saved) if isinstance(saved, str) else saved)]
+
+
 @contextmanager
 def _fitting(saved: Saved) -> Iterator[None]:
     try:
         yield
     except MISFITS as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise CheckpointError(f"{saved.source} does not fit this run: {reason}") from None
 
 

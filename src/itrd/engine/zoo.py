@@ -96,9 +96,8 @@ def write(name: str, net: nn.Module, card: dict[str, Any], zoo: Path = ZOO) -> P
     if is_in_zoo(path):
         raise CheckpointError(f"{path} exists; the zoo's networks are never overwritten")
     path.parent.mkdir(parents=True, exist_ok=True)
-    state = {key: value.detach().cpu().contiguous() for key, value in net.state_dict().items()}
     wanted = ("arch", "num_classes", "data", "normalisation")
     metadata = {key: str(card[key]) for key in wanted if key in card}
-    write_atomically(path, canonical_safetensors(halved(state), metadata))
+    write_atomically(path, canonical_safetensors(halved(net.state_dict()), metadata))
     write_json(path.with_suffix(".json"), {"format": CARD_FORMAT, **card, "sha256": sha256_of(path)})
     return path

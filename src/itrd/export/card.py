@@ -100,7 +100,8 @@ def _accuracy(config: Config, record: Config) -> str:
             here = " (these weights)" if which == exported else ""
             rows.append([f"{said}{here}", f"{top1:.2f}", "" if top5 is None else f"{top5:.2f}"][:columns])
     if not rows:
-        return "Not recorded."
+        unlabelled = record.get("data", {}).get("test") == 0
+        return "Not measured: there were no labelled test images." if unlabelled else "Not recorded."
     heads = [["", "top-1, %", "top-5, %"][:columns], ["---"] * columns]
     lines = ["| " + " | ".join(row) + " |" for row in [*heads, *rows]]
     data = record["data"]

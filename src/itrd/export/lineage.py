@@ -43,12 +43,15 @@ def record_of(weights: Path) -> tuple[dict[str, Any], str] | None:
         return None
     try:
         record = read_json(result)
-        said = f"{_measured(record, which)['test']['top1']:.4f}"
+        at = record["best" if which == "best" else "last"]
+        test = at["ema" if which == "ema" else "test"]
+        # What the weights say of themselves; a run without labelled test images measured nothing.
+        key, said = ("top1", f"{test['top1']:.4f}") if test else ("epoch", str(at["epoch"]))
     except (OSError, ValueError, KeyError, TypeError):
         raise CheckpointError(
             f"{result} is damaged; repeat the run with --resume, or export a copy of the weights without it"
         ) from None
-    return (record, which) if read_weights(weights)[1].get("top1") == said else None
+    return (record, which) if read_weights(weights)[1].get(key) == said else None
 
 
 def _from_card(card: Mapping[str, Any]) -> dict[str, Any]:

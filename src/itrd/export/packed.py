@@ -172,8 +172,7 @@ def save_packed(net: FeatureNet, path: str | Path, metadata: Mapping[str, str] |
     Raises:
         UserError: it is no binary network.
     """
-    packed = pack(net, "numpy")
-    state = {key: value.contiguous() for key, value in packed.net.state_dict().items()}
+    state = pack(net, "numpy").net.state_dict()
     said = {**(metadata or {}), "format": FORMAT, "arch": net.arch}
     write_atomically(Path(path), canonical_safetensors(state, said))
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from itrd.errors import UserError
 from itrd.methods.base import Batch, FirstStage, Method, Setup
 from itrd.methods.connectors import ConvReg
-from itrd.methods.stages import check_same_maps, feature_modules
+from itrd.methods.stages import check_epochs, check_same_maps, feature_modules
 from itrd.models.base import Outputs
 
 
@@ -55,7 +55,7 @@ class AB(Method):
 
     def __init__(self, *, init_epochs: int = 30) -> None:
         super().__init__()
-        self.init_epochs = init_epochs
+        self.init_epochs = check_epochs(self.name, "init_epochs", init_epochs)
         self.connectors = nn.ModuleList()
         self._student: list[nn.Module] = []  # a list, because the student is not a part of the method
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from itrd.errors import UserError
 from itrd.methods.base import Batch, Method
+from itrd.methods.stages import check_epochs
 from itrd.models.base import Outputs
 
 
@@ -51,12 +52,10 @@ class DKD(Method):
         super().__init__()
         if not T > 0:
             raise UserError(f"dkd: the temperature T must be positive, got {T}")
-        if warmup < 0:
-            raise UserError(f"dkd: warmup must be 0 or a number of epochs, got {warmup}")
         self.alpha = alpha
         self.beta = beta
         self.T = T
-        self.warmup = warmup
+        self.warmup = check_epochs(self.name, "warmup", warmup)
         # A tensor, filled in place, so that a captured step sees it change. Set at the start of every epoch.
         self.register_buffer("progress", torch.ones(()), persistent=False)
 

@@ -8,6 +8,7 @@ from itrd.errors import UserError
 from itrd.methods.attention import attention
 from itrd.methods.base import Batch, FirstStage, Method, Setup
 from itrd.methods.functional import mean_square, pool_to_match
+from itrd.methods.stages import check_epochs
 from itrd.models.base import Outputs
 
 
@@ -56,7 +57,7 @@ class FT(Method):
         if not k > 0:
             raise UserError(f"factor: k must be positive, got {k}")
         self.k = k
-        self.init_epochs = init_epochs
+        self.init_epochs = check_epochs(self.name, "init_epochs", init_epochs)
         self.translator = None
         self.paraphraser = None
         self._learning_rate: float | None = None

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from itrd.errors import UserError
 from itrd.methods.base import Batch, FirstStage, Method, Setup
 from itrd.methods.functional import mean_square, pool_to_match
-from itrd.methods.stages import check_same_maps, feature_modules
+from itrd.methods.stages import check_epochs, check_same_maps, feature_modules
 from itrd.models.base import Outputs
 
 
@@ -48,7 +48,7 @@ class FSP(Method):
 
     def __init__(self, *, init_epochs: int = 30) -> None:
         super().__init__()
-        self.init_epochs = init_epochs
+        self.init_epochs = check_epochs(self.name, "init_epochs", init_epochs)
         self._student: list[nn.Module] = []  # a list, because the student is not a part of the method
 
     def setup(self, setup: Setup) -> None:

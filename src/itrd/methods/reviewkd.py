@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from itrd.errors import UserError
 from itrd.methods.base import Batch, Method, Setup
 from itrd.methods.functional import mean_square
-from itrd.methods.stages import check_same_maps
+from itrd.methods.stages import check_epochs, check_same_maps
 from itrd.models.base import Outputs
 
 POOLS = (4, 2, 1)
@@ -62,7 +62,7 @@ class ReviewKD(Method):
 
     def __init__(self, *, warmup_epochs: int = 20) -> None:
         super().__init__()
-        self.warmup_epochs = warmup_epochs
+        self.warmup_epochs = check_epochs(self.name, "warmup_epochs", warmup_epochs)
         self.fusions = nn.ModuleList()  # deepest level first
         self.register_buffer("warmup", torch.ones(()), persistent=False)
 
@@ -78,7 +78,7 @@ class ReviewKD(Method):
 
     def start_epoch(self, epoch: int) -> None:
         """Set the warm-up factor, (epoch - 1) / warmup_epochs up to 1."""
-        self.warmup.fill_(min(1.0, (epoch - 1) / self.warmup_epochs) if self.warmup_epochs > 0 else 1.0)
+        self.warmup.fill_(min(1.0, (epoch - 1) / self.warmup_epochs) if self.warmup_epochs else 1.0)
 
     def connect(self, student: Outputs, teacher: Outputs) -> tuple[Outputs, Outputs]:
         """Replace the maps by the levels, the student's fused."""

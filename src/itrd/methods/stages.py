@@ -1,4 +1,4 @@
-"""What the methods with a first stage share."""
+"""What the methods with a first stage or a warm-up share."""
 
 from __future__ import annotations
 
@@ -7,6 +7,17 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from itrd.errors import UserError
+
+
+def check_epochs(method: str, setting: str, epochs: int) -> int:
+    """Return a number of epochs.
+
+    Raises:
+        UserError: it is negative.
+    """
+    if epochs < 0:
+        raise UserError(f"{method}: {setting} must be 0 or a number of epochs, got {epochs}")
+    return epochs
 
 
 def check_same_maps(method: str, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> None:

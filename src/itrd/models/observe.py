@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from itrd.errors import UserError
+from itrd.errors import UserError, first_line
 from itrd.models.adapt import Adapted
 from itrd.models.base import FeatureNet, Outputs
 
@@ -91,29 +91,37 @@ def first_tensor(output: Any) -> Tensor | None:
 
 
 @contextmanager
+def in_eval_mode(net: nn.Module) -> Iterator[None]:
+    """Put a network into eval mode; then give every module its mode back."""
+    modes = {module: module.training for module in net.modules()}
+    net.eval()
+    try:
+        yield
+    finally:
+        net.train(modes[net])  # a module may do more here than to note its mode
+        for module, mode in modes.items():
+            module.training = mode
+
+
+@contextmanager
 def examined(role: str, net: nn.Module, images: Tensor) -> Iterator[None]:
     """Put a network into eval mode, without gradient, for a first look; then give every module its mode back.
 
     Raises:
         UserError: the network fails on the images, which are not of a kind that it takes.
     """
-    training = [module for module in net.modules() if module.training]
-    net.eval()
     try:
-        with torch.no_grad():
+        with in_eval_mode(net), torch.no_grad():
             yield
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, ValueError, AssertionError, IndexError) as error:
         shape = "x".join(map(str, images.shape[1:]))
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise UserError(
             f"the {role} {type(plain(net)).__name__} does not take images of {shape}: {reason}; choose another "
             f"network{' or add --teacher_size' if role == 'teacher' else ''}"
         ) from error
-    finally:
-        for module in training:
-            module.training = True
 
 
 # --- hooks -----------------------------------------------------------------------------------------------

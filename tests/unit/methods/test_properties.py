@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from itrd.errors import UserError
 from itrd.methods import METHODS, Method, method_class
 from itrd.models.base import Outputs
 from method_examples import example_batch, random_outputs, ready
@@ -202,6 +203,15 @@ def _fake(mode: FakeTensorMode, value: Tensor | tuple[Tensor, ...]) -> Tensor | 
     if isinstance(value, tuple):
         return tuple(mode.from_tensor(v).requires_grad_() for v in value)
     return mode.from_tensor(value).requires_grad_()
+
+
+@pytest.mark.parametrize(
+    ("name", "setting"),
+    [(n, s) for n in METHODS for s in method_class(n).settings() if "epochs" in s or "warmup" in s],
+)
+def test_a_number_of_epochs_is_not_negative(name: str, setting: str) -> None:
+    with pytest.raises(UserError, match=f"{name}: {setting} must be 0 or a number of epochs, got -1"):
+        method_class(name)(**{setting: -1})
 
 
 @pytest.mark.parametrize("name", list(METHODS))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from itrd.engine.checkpoint import MAX_CLASSES
 from itrd.engine.files import sha256_of
-from itrd.errors import CheckpointError, UserError
+from itrd.errors import CheckpointError, UserError, first_line
 from itrd.models.observe import last_linear
 
 _EXTRAS = {"timm": "timm", "torchvision": "torchvision", "hf": "transformers"}
@@ -111,7 +111,7 @@ def fetch_from_hub(library: str, repository: str, *names: str, needed: bool = Tr
                 if not absent or isinstance(
                     error, hub.errors.LocalEntryNotFoundError
                 ):  # the latter: no connection
-                    reason = (str(error) or type(error).__name__).splitlines()[0]
+                    reason = first_line(error)
                     advice = "look at the name and the connection, or give the weights as a file, NAME@FILE"
                     raise UserError(f"cannot fetch {name} of {repository}: {reason}; {advice}") from None
     if needed:

@@ -18,7 +18,7 @@ from itrd.engine.hubs._library import (
     misfit,
     replace_last_linear,
 )
-from itrd.errors import CheckpointError, UserError
+from itrd.errors import CheckpointError, UserError, first_line
 from itrd.models.observe import last_linear
 
 _MAX_JSON = 1 << 20
@@ -38,9 +38,7 @@ class Transformers:
         try:
             return self._auto().AutoConfig.from_pretrained(str(path), trust_remote_code=False)
         except (OSError, ValueError) as error:
-            raise UserError(
-                f"cannot use the configuration of hf:{name}: {str(error).splitlines()[0]}"
-            ) from None
+            raise UserError(f"cannot use the configuration of hf:{name}: {first_line(error)}") from None
 
     def create(self, name: str, num_classes: int | None) -> nn.Module:
         config = self._config(name)
@@ -49,7 +47,7 @@ class Transformers:
         try:
             return self._auto().AutoModelForImageClassification.from_config(config)
         except (ValueError, OSError, RuntimeError) as error:
-            reason = str(error).splitlines()[0]
+            reason = first_line(error)
             raise UserError(f"hf:{name} is no image classifier that can be built: {reason}") from None
 
     def load(self, name: str, state: dict[str, Tensor], source: str) -> nn.Module:
