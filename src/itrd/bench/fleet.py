@@ -20,7 +20,7 @@ from itrd.bench.cells import Cell
 from itrd.bench.runner import Options, Report, Runner, say
 from itrd.bench.tracks import Track
 from itrd.engine.interrupt import SIGNALS, held, receive, stop_on_signals
-from itrd.errors import ItrdError, UserError
+from itrd.errors import ItrdError, UserError, first_line
 
 
 def alone(track: Track, cells: list[Cell], options: Options) -> Report:
@@ -119,7 +119,7 @@ def on_ray(address: str, track: Track, cells: list[Cell], options: Options, jobs
     try:
         ray.init(address=address, log_to_driver=True, logging_level="warning")
     except (ConnectionError, ValueError, RuntimeError) as error:
-        raise UserError(f"no Ray cluster at {address}: {str(error).splitlines()[0]}") from None
+        raise UserError(f"no Ray cluster at {address}: {first_line(error)}") from None
     try:
         resources = ray.cluster_resources()
         gpus, cpus = resources.get("GPU", 0.0), resources.get("CPU", 1.0)

@@ -26,6 +26,7 @@ from itrd.engine.nonfinite import StepGuard
 from itrd.engine.stages import Stage
 from itrd.engine.step import Stepper
 from itrd.engine.table import EpochRows
+from itrd.errors import first_line
 from itrd.methods.base import Method
 from itrd.models.base import Outputs
 
@@ -164,7 +165,7 @@ class CapturedStepper(Stepper):
             self._held = self._tensors()
         except Exception as error:  # of any library on the way
             CapturedStepper._failures += 1
-            self._refuse((str(error) or type(error).__name__).splitlines()[0])
+            self._refuse(first_line(error))
 
     def _refuse(self, reason: str) -> None:
         self.refused = reason

@@ -7,6 +7,7 @@ import sys
 import torch
 from torch import Tensor
 
+from itrd.errors import first_line
 from itrd.models.base import Outputs
 from itrd.models.observe import Observer
 
@@ -34,6 +35,6 @@ class Compiled:
         except Exception as error:  # of any compiler on the way
             outputs = self._plain(images, preact)  # what the network itself cannot do fails again
             self._compiled = None
-            reason = (str(error) or type(error).__name__).strip().splitlines()[0]
+            reason = first_line(error)
             print(f"the {self._name} cannot be compiled ({reason}); it runs as it is", file=sys.stderr)
             return outputs

@@ -18,7 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from itrd.engine.config import RunConfig
 from itrd.engine.launch import Launch, launched
-from itrd.errors import PeerError, UserError
+from itrd.errors import PeerError, UserError, first_line
 
 T = TypeVar("T")
 C = TypeVar("C", bound=RunConfig)
@@ -184,7 +184,7 @@ def _together() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # of any transport
-        raise PeerError(str(error).splitlines()[0]) from error
+        raise PeerError(first_line(error)) from error
 
 
 # --- joining ---------------------------------------------------------------------------------------------
