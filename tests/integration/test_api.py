@@ -87,6 +87,10 @@ def test_a_method_object_can_be_used_again(method: str, teacher_folder: Path, ti
     assert scores[0] == scores[1]
 
 
+def test_a_student_may_have_more_outputs_where_none_are_compared(tiny: dict[str, Any]) -> None:
+    itrd.distill(Own(4), Own(4, classes=12), data="digits", method="itrd", **{**tiny, "epochs": 1})
+
+
 def test_no_hook_stays_on_a_users_module(tiny: dict[str, Any]) -> None:
     teacher, student = Own(6), Own(4)
     itrd.distill(teacher, student, data="digits", method="itrd", **{**tiny, "epochs": 1})
@@ -102,6 +106,8 @@ def test_evaluate(tiny: dict[str, Any]) -> None:
 def test_wrong_use_is_named(tiny: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="has 7 classes and digits"):
         itrd.distill(Own(4, classes=7), Own(4), data="digits", method="kd", **tiny)
+    with pytest.raises(UserError, match="the student Own has 12 and the teacher 10; give the student"):
+        itrd.distill(Own(4), Own(4, classes=12), data="digits", method="kd", **tiny)
     with pytest.raises(UserError, match="name the dataset"):
         itrd.distill(Own(4), Own(4), method="kd")
     with pytest.raises(UserError, match="unknown setting 'epoch'; did you mean"):

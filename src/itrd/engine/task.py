@@ -88,12 +88,16 @@ class DistillTask(nn.Module):
 
         Raises:
             UserError: a network does not take the images, does not give what a method reads, the student has too few
-                classes, or the teacher's outputs are not finite.
+                classes or, for a method that compares logits, others than the teacher, or the teacher's outputs are not
+                finite.
         """
         # Also one that is not set up, because the teacher's logits are given.
         self.objective.to(images.device)
         with examined("student", self.student, images):
-            _check_classes(self.student, logits_of(self.student(images)), num_classes)
+            logits = logits_of(self.student(images))
+        _check_classes(self.student, logits, num_classes)
+        if self.teacher is None:
+            self._check_compared(logits, num_classes)  # the teacher's logits that a file gives
         if self.teacher is None or not self.objective.reads:
             return
         self.taps = self._match_taps(images)
@@ -107,12 +111,23 @@ class DistillTask(nn.Module):
         with examined("teacher", self.teacher, images):
             teacher = self._teacher_outputs(images)
         assert teacher is not None
+        self._check_compared(student.logits, teacher.logits.shape[-1])
         _check_finite(self.teacher, teacher)
         net = plain(self.teacher)
         self.objective.setup(Setup(student, teacher, self.student, net, num_classes, train_labels))
         self.objective.to(images.device)
         if self._fold_teacher and isinstance(self.teacher, FeatureNet) and self.taps is None:
             self._observe_teacher = fold_batch_norms(self.teacher, images).observe
+
+    def _check_compared(self, logits: Tensor, teachers: int) -> None:
+        """Refuse a student of other classes than the teacher's, where a method compares their logits."""
+        if "logits" in self.objective.reads and logits.shape[1] != teachers:
+            raise UserError(
+                f"{self.objective.describe()} compares logits class by class, but the student "
+                f"{type(plain(self.student)).__name__} has {logits.shape[1]} and the teacher {teachers}; give the student "
+                "a classifier of the teacher's size, or choose a method that reads no logits (itrd, crd, rkd, pkt, "
+                "similarity, hint)"
+            )
 
     def _match_taps(self, images: Tensor) -> MatchedTaps | None:
         assert self.teacher is not None
