@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from torch import nn
 
 import itrd
+from itrd.engine.networks import load_network
 from itrd.errors import UserError
 
 
@@ -101,6 +103,48 @@ def test_evaluate(tiny: dict[str, Any]) -> None:
     result = itrd.train("resnet8", "digits", **{**tiny, "test_subset": None})
     again = itrd.evaluate(result.student, "digits")
     assert again["top1"] == pytest.approx(result.last.test["top1"])
+
+
+def test_evaluate_by_name_or_path(teacher_folder: Path) -> None:
+    data = itrd.load_dataset("digits").subset(test=40)
+    expected = itrd.evaluate(load_network(str(teacher_folder)).net, data)
+    assert itrd.evaluate(str(teacher_folder), data) == itrd.evaluate(teacher_folder, data) == expected
+    with pytest.raises(UserError, match="has 10 classes and more has 12"):
+        itrd.evaluate(teacher_folder, replace(data, name="more", num_classes=12))
+
+
+def test_paths_are_taken_for_names(teacher_folder: Path, tiny: dict[str, Any], tmp_path: Path) -> None:
+    folders = {"out": tmp_path / "run", "teacher_table": tmp_path / "table", "data_root": tmp_path}
+    result = itrd.distill(teacher_folder, "resnet8", method="kd", **{**tiny, "epochs": 1}, **folders)
+    assert (tmp_path / "run" / "result.json").is_file()
+    assert result.record["teacher"]["source"] == str(teacher_folder / "last.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"method": itrd.methods.method_class("kd")}, r"the class KD; make one with KD\(\)"),
+        ({"method": None}, "the method must be text .*, not NoneType"),
+        ({"method": ["kd", "itrd"]}, "not list"),
+        ({"method": {"kd": 1}}, "not dict"),
+        ({"student": Own}, r"the student must be .* or path of one, not the class Own; make one with Own\("),
+        ({"student": None}, "the student must be .*, not NoneType"),
+        ({"teacher": Own(4).state_dict()}, "the teacher must be .*, not OrderedDict; load weights"),
+    ],
+)  # fmt: skip
+def test_arguments_of_the_wrong_kind(arguments: dict[str, Any], message: str, tiny: dict[str, Any]) -> None:
+    given = {"teacher": Own(4), "student": Own(4), "method": "kd", **arguments}
+    with pytest.raises(UserError, match=message):
+        itrd.distill(data="digits", **given, **tiny)
+    with pytest.raises(UserError, match=message.replace(" or path of one", "")):
+        itrd.Distiller(example=torch.zeros(2, 3, 32, 32), **given)
+
+
+def test_a_result_is_no_network(tiny: dict[str, Any]) -> None:
+    result = itrd.train(Own(4), "digits", **{**tiny, "epochs": 1})
+    for call in (lambda: itrd.distill(result, Own(4), "digits"), lambda: itrd.evaluate(result, "digits")):
+        with pytest.raises(UserError, match=r"not Result; the trained network is its \.student"):
+            call()
 
 
 def test_wrong_use_is_named(tiny: dict[str, Any]) -> None:

@@ -124,9 +124,9 @@ class DistillTask(nn.Module):
         if "logits" in self.objective.reads and logits.shape[1] != teachers:
             raise UserError(
                 f"{self.objective.describe()} compares logits class by class, but the student "
-                f"{type(plain(self.student)).__name__} has {logits.shape[1]} and the teacher {teachers}; give the student "
-                "a classifier of the teacher's size, or choose a method that reads no logits (itrd, crd, rkd, pkt, "
-                "similarity, hint)"
+                f"{type(plain(self.student)).__name__} has {logits.shape[1]} and the teacher {teachers}; give the "
+                "student a classifier of the teacher's size, or choose a method that reads no logits (itrd, crd, rkd, "
+                "pkt, similarity, hint)"
             )
 
     def _match_taps(self, images: Tensor) -> MatchedTaps | None:

@@ -6,6 +6,7 @@ trainer.train()
 
 from __future__ import annotations
 
+import os
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
@@ -68,7 +69,7 @@ class DistillMixin:
     def __init__(
         self,
         *positional: Any,
-        teacher: nn.Module | str | None,
+        teacher: nn.Module | str | os.PathLike[str] | None,
         method: str | Method | Objective = "itrd",
         distillation: dict[str, Any] | None = None,
         **arguments: Any,

@@ -44,7 +44,7 @@ class Objective(nn.Module):
         """Build an objective from the notation of :mod:`itrd.methods.expression` or from a method.
 
         Raises:
-            UserError: the text is not understood, or a method refuses a setting.
+            UserError: it is of another type, the text is not understood, or a method refuses a setting.
             UnknownNameError: no such method.
         """
         if isinstance(method, Objective):
@@ -55,6 +55,14 @@ class Objective(nn.Module):
             return changed
         if isinstance(method, Method):
             return cls([(method.weight, method)], method.ce_weight if ce_weight is None else ce_weight)
+        if not isinstance(method, str):
+            is_class = isinstance(method, type)
+            what = f"the class {method.__name__}" if is_class else f"{type(method).__name__} {method!r}"
+            advice = f"; make one with {method.__name__}()" if is_class else ""
+            raise UserError(
+                "the method must be text such as 'kd + 0.8*crd', a Method such as KD(), or an Objective, which sums "
+                f"several, not {what}{advice}"
+            )
         terms = parse(method)
         cross_entropy = [t for t in terms if t.name == CROSS_ENTROPY]
         made = [(t.weight, create_method(t.name, **t.settings)) for t in terms if t.name != CROSS_ENTROPY]
