@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -138,6 +139,55 @@ def test_arguments_of_the_wrong_kind(arguments: dict[str, Any], message: str, ti
         itrd.distill(data="digits", **given, **tiny)
     with pytest.raises(UserError, match=message.replace(" or path of one", "")):
         itrd.Distiller(example=torch.zeros(2, 3, 32, 32), **given)
+
+
+class Mine(itrd.methods.Method):
+    """A method of one's own that returns what it is told to."""
+
+    name, reads = "mine", frozenset({"logits"})
+
+    def __init__(self, give: Callable[[torch.Tensor], Any], reads: Any = reads) -> None:
+        super().__init__()
+        self.give, self.reads = give, reads
+
+    def terms(self, student: Any, teacher: Any, batch: Any) -> Any:
+        return self.give((student.logits - teacher.logits).square())
+
+
+@pytest.mark.parametrize(
+    ("give", "reads", "message"),
+    [
+        (torch.mean, {"logits"}, r"method 'mine': terms\(\) must return a dict .* not Tensor"),
+        (lambda x: {"mine": x}, {"logits"}, r"'mine' is Tensor of shape \(2, 10\); give its mean"),
+        (lambda x: {"mine": x.mean().item()}, {"logits"}, "'mine' is float; give"),
+        (
+            lambda x: {"mine": x.mean().detach()},
+            {"logits"},
+            "no gradient reaches the student from what terms",
+        ),
+        (lambda x: {}, {"logits"}, "it is empty"),
+        (torch.mean, {"logit"}, r"reads = \{'logit'\}; it must be a set of 'logits', 'embedding'"),
+        (torch.mean, "logits", "reads = 'logits'; it must be a set"),
+        (torch.mean, frozenset(), r"reads = frozenset\(\)"),
+    ],
+)
+def test_mistakes_in_a_method_of_ones_own(give: Any, reads: Any, message: str) -> None:
+    images = torch.zeros(2, 3, 32, 32)
+    with pytest.raises(UserError, match=message):
+        itrd.Distiller(Own(4), Own(4), Mine(give, reads), example=images)(images, torch.zeros(2).long())
+
+
+def test_terms_are_looked_at_once() -> None:
+    images, labels = torch.zeros(2, 3, 32, 32), torch.zeros(2).long()
+    given = [True, False]
+    method = Mine(lambda x: {"mine": x.mean(), "shown": x.detach().mean()} if given.pop(0) else {})
+    distiller = itrd.Distiller(Own(4), Own(4), method, example=images)
+    assert set(distiller(images, labels).terms) == {"loss", "ce", "mine", "mine.shown"}
+    assert set(distiller(images, labels).terms) == {"loss", "ce"}
+    with pytest.raises(UserError, match="method Nameless has no name"):
+        itrd.Distiller(Own(4), Own(4), type("Nameless", (itrd.methods.Method,), {})(), example=images)
+    with pytest.raises(UserError, match="and KD is no Method object"):
+        itrd.methods.Objective([(1, itrd.methods.method_class("kd"))])
 
 
 def test_a_result_is_no_network(tiny: dict[str, Any]) -> None:

@@ -26,6 +26,9 @@ class Objective(nn.Module):
         methods: the methods, each with its weight.
         ce_weight: weight of the cross-entropy.
 
+    Raises:
+        UserError: something is no method, or does not say its name or what it reads.
+
     Attributes:
         label_smoothing: part of a label's probability that the cross-entropy spreads evenly over all classes.
         labelled: whether the training images have labels; without, there is no cross-entropy.
@@ -33,6 +36,8 @@ class Objective(nn.Module):
 
     def __init__(self, methods: Sequence[tuple[float, Method]], ce_weight: float = 1.0) -> None:
         super().__init__()
+        for _, method in methods:
+            _check_declared(method)
         self.ce_weight = ce_weight
         self.label_smoothing = 0.0
         self.labelled = True
@@ -197,6 +202,20 @@ class Objective(nn.Module):
 
     def _methods(self) -> list[Method]:
         return [m for m in self.methods if isinstance(m, Method)]
+
+
+def _check_declared(method: Method) -> None:
+    what = getattr(method, "__name__", type(method).__name__)
+    if not isinstance(method, Method):
+        raise UserError(f"an objective sums pairs (weight, Method), and {what} is no Method object")
+    if not hasattr(method, "name"):
+        raise UserError(f"method {what} has no name; write name = {what.lower()!r} into its class")
+    wrong = isinstance(method.reads, str) or not set(method.reads) <= set(Outputs._fields)
+    if wrong or not (method.reads or method.name == "none"):  # one that reads nothing is never called
+        raise UserError(
+            f"method {method.name!r} has reads = {method.reads!r}; it must be a set of "
+            f"{', '.join(map(repr, Outputs._fields))}, as in frozenset({{'logits'}})"
+        )
 
 
 def _shortest(weight: float) -> str:
