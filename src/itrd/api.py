@@ -282,6 +282,7 @@ def _given_teacher(net: nn.Module, data: ImageDataset, config: DistillConfig) ->
     arch = getattr(net, "arch", "") or type(net).__name__
     given = TrainedNetwork(net.eval(), arch, 0, "given", None, data.name)
     two = images.plain(torch.arange(len(few), device=first.device))
+    whole = adapted(given, data, config).net.to(first.device)
     with examined("teacher", net, two):
-        logits = logits_of(adapted(given, data, config).net.to(first.device)(two))
+        logits = logits_of(whole(two))
     return replace(given, num_classes=logits.shape[1], sha256=sha256_of_weights(net))

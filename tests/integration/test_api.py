@@ -100,6 +100,37 @@ def test_no_hook_stays_on_a_users_module(tiny: dict[str, Any]) -> None:
     assert not [m for net in (teacher, student) for m in net.modules() if m._forward_pre_hooks]
 
 
+class Moody(Own):
+    """Fails, in one way or another, where it is trained, or where it is not."""
+
+    def __init__(self, fails: str, training: bool = True) -> None:
+        super().__init__(4)
+        self.fails, self.when = fails, training
+
+    def forward(self, x: torch.Tensor) -> Any:
+        logits = super().forward(x)
+        if self.training != self.when:
+            return logits
+        if self.fails == "shapes":
+            return logits, nn.functional.conv2d(x, torch.zeros(4, 3, 64, 64))
+        return (logits, logits) if self.fails == "tuple" else self.head(None)
+
+
+def test_networks_that_fail_are_named(tiny: dict[str, Any]) -> None:
+    expected = {
+        "tuple": "the student Moody: a classifier must return logits, .* returned tuple",
+        "shapes": "the student Moody fails in train mode on a batch of 16x3x32x32: .* Kernel size",
+        "none": "fails in train mode .*must be Tensor, not NoneType",
+    }
+    for fails, message in expected.items():
+        with pytest.raises(UserError, match=message):
+            itrd.distill(Own(4), Moody(fails), "digits", "itrd", **tiny)
+        with pytest.raises(UserError, match=message):
+            itrd.train(Moody(fails), "digits", **tiny)
+    with pytest.raises(UserError, match="the teacher Moody: a classifier must return logits"):
+        itrd.distill(Moody("tuple", training=False), Own(4), "digits", "kd", **tiny)
+
+
 def test_evaluate(tiny: dict[str, Any]) -> None:
     result = itrd.train("resnet8", "digits", **{**tiny, "test_subset": None})
     again = itrd.evaluate(result.student, "digits")

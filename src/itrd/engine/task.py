@@ -15,7 +15,7 @@ from itrd.errors import UserError
 from itrd.methods.base import Batch, FirstStage, Method, Setup
 from itrd.methods.objective import Objective
 from itrd.models.base import FeatureNet, Outputs
-from itrd.models.observe import Observer, examined, has_own_features, logits_of, observer, plain
+from itrd.models.observe import Observer, examined, failing, has_own_features, logits_of, observer, plain
 from itrd.models.taps import MatchedTaps, match_taps
 
 
@@ -72,6 +72,9 @@ class DistillTask(nn.Module):
         self._fold_teacher = fold_teacher
         self._given_taps = student_taps, teacher_taps
         self.taps: MatchedTaps | None = None
+        self._ran: set[tuple[int, bool]] = (
+            set()
+        )  # sizes of batches that the student got through, and in train mode
 
     @property
     def teacher(self) -> nn.Module | None:
@@ -200,7 +203,16 @@ class DistillTask(nn.Module):
 
     def _student_outputs(self, images: Tensor) -> Outputs:
         with record_function("itrd.student"):
-            return self._observe_student(images, self._student_preact)
+            kind = (len(images), self.student.training)
+            if kind in self._ran:
+                return self._observe_student(images, self._student_preact)
+            # It was looked at in eval mode alone: another look in train mode would move its statistics.
+            shape, mode = "x".join(map(str, images.shape)), "train" if self.student.training else "eval"
+            advice = "it must give logits in train mode as in eval mode: mend that, or give larger images or batches"
+            with failing("student", self.student, f"fails in {mode} mode on a batch of {shape}", advice):
+                outputs = self._observe_student(images, self._student_preact)
+            self._ran.add(kind)
+            return outputs
 
     def _teacher_outputs(self, images: Tensor) -> Outputs | None:
         if self._observe_teacher is None or not self.objective.reads:
