@@ -229,7 +229,7 @@ def test_a_result_is_no_network(tiny: dict[str, Any]) -> None:
 
 
 def test_wrong_use_is_named(tiny: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match="has 7 classes and digits"):
+    with pytest.raises(UserError, match=r"the given teacher \(Own\) has 7 classes and digits"):
         itrd.distill(Own(4, classes=7), Own(4), data="digits", method="kd", **tiny)
     with pytest.raises(UserError, match="the student Own has 12 and the teacher 10; give the student"):
         itrd.distill(Own(4), Own(4, classes=12), data="digits", method="kd", **tiny)

@@ -374,6 +374,8 @@ def check_classes(network: TrainedNetwork, data: ImageDataset, objective: Object
     if network.num_classes == data.num_classes:
         return True
     if objective is None or "logits" in objective.reads:
+        given = network.source == "given"
+        source = f"the given teacher ({network.arch})" if given else network.source
         reason = "" if objective is None else f"{objective.describe()} compares logits class by class, but "
         advice = (
             ""
@@ -381,7 +383,7 @@ def check_classes(network: TrainedNetwork, data: ImageDataset, objective: Object
             else ", or a method that reads no logits (itrd, crd, rkd, pkt, similarity, hint)"
         )
         raise UserError(
-            f"{reason}{network.source} has {network.num_classes} classes and {data.name} has {data.num_classes}; "
+            f"{reason}{source} has {network.num_classes} classes and {data.name} has {data.num_classes}; "
             f"choose a network trained on this dataset, or another --data{advice}"
         )
     return False
