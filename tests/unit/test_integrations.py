@@ -7,7 +7,7 @@ import sys
 import warnings
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import lightning
@@ -150,6 +150,23 @@ def test_missing_library_names_the_extra(library: str, module: str, monkeypatch:
     monkeypatch.delitem(sys.modules, f"itrd.integrations.{module}")
     with pytest.raises(UserError, match=rf"pip install 'itrd\[{library}\]'"):
         importlib.import_module(f"itrd.integrations.{module}")
+
+
+@pytest.mark.parametrize(("library", "used"), [("lightning", "LightningModule"), ("transformers", "Trainer")])
+def test_broken_library_is_one_sentence(library: str, used: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken(ModuleType):
+        def __getattr__(self, name: str) -> Any:
+            if name == used:
+                raise ModuleNotFoundError("see above") from RuntimeError(
+                    "operator nms does not exist\nat all"
+                )
+            raise AttributeError(name)
+
+    monkeypatch.setitem(sys.modules, library, Broken(library))
+    monkeypatch.delitem(sys.modules, f"itrd.integrations.{library}")
+    with pytest.raises(ImportError, match=r"\(operator nms does not exist\); install .*--upgrade") as raised:
+        importlib.import_module(f"itrd.integrations.{library}")
+    assert isinstance(raised.value, UserError)
 
 
 # --- Lightning ---------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from itrd.methods.objective import Objective
 if TYPE_CHECKING:
     from lightning import LightningModule
 else:
-    LightningModule = require("lightning", extra="lightning").LightningModule
+    LightningModule = require("lightning", "lightning", "LightningModule").LightningModule
 
 
 class Distillation(LightningModule):

@@ -24,7 +24,7 @@ from itrd.methods.base import Method, at_least_float32
 from itrd.methods.objective import Objective
 from itrd.models.observe import logits_of
 
-transformers: Any = require("transformers", extra="transformers")
+transformers: Any = require("transformers", "transformers", "Trainer", "TrainerCallback")
 
 OBJECTIVE = "distillation.safetensors"  # the method's own modules, beside the student in a checkpoint
 _EXAMPLES = 4  # images that show the shapes
