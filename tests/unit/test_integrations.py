@@ -291,6 +291,7 @@ class Loop:
     def __init__(self, model: nn.Module, args: Any, train_dataset: Any, **_: Any) -> None:
         self.model, self.args, self.train_dataset, self.model_init = model, args, train_dataset, None
         self.optimizer: Any = None
+        self.label_names: list[str] = []
         self.accelerator = SimpleNamespace(autocast=lambda: autocast())
         self.callbacks: list[Any] = []
         self.logged: list[dict[str, float]] = []
@@ -464,6 +465,18 @@ def test_the_real_trainer(tmp_path: Path) -> None:
         made.train(resume)
         return made
 
+    quiet: dict[str, Any] = {
+        "save_strategy": "no",
+        "report_to": "none",
+        "use_cpu": True,
+        "disable_tqdm": True,
+    }
+    plain = DistillTrainer(
+        model=Net(6), teacher=Net(12), method="kd", args=TrainingArguments(str(tmp_path), max_steps=2, **quiet),
+        train_dataset=SAMPLES, eval_dataset=SAMPLES,
+    )  # fmt: skip
+    plain.train()
+    assert plain.evaluate()["eval_loss"] > 0
     whole = fit(tmp_path / "whole", gradient_accumulation_steps=2)
     assert {"term/crd", "term/ce"} <= set(whole.state.log_history[0])
     assert whole.evaluate()["eval_loss"] > 0
