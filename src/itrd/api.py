@@ -22,10 +22,20 @@ from itrd.engine.checkpoint import sha256_of_weights
 from itrd.engine.config import DistillConfig, RunConfig, TrainConfig
 from itrd.engine.device import resolve_device, set_float32
 from itrd.engine.evaluate import evaluate as _evaluate
-from itrd.engine.networks import TrainedNetwork
+from itrd.engine.networks import TrainedNetwork, load_network
 from itrd.engine.place import place_split, place_test, plain_view
 from itrd.engine.record import Result
-from itrd.engine.run import adapted, get_data, prepare_distill, prepare_train, size_for
+from itrd.engine.run import (
+    adapted,
+    check_classes,
+    check_held_out,
+    get_data,
+    given_network,
+    prepare_distill,
+    prepare_train,
+    size_for,
+    was_trained_on,
+)
 from itrd.engine.state import generators, restore_generators
 from itrd.errors import UnknownNameError, UserError
 from itrd.methods import Method, Objective, create_objective
@@ -33,7 +43,7 @@ from itrd.models.observe import examined, logits_of
 from itrd.models.taps import match_taps
 
 
-def train(model: str | nn.Module, data: Any = "digits", **settings: Any) -> Result:
+def train(model: str | os.PathLike[str] | nn.Module, data: Any = "digits", **settings: Any) -> Result:
     """Train one network on labels alone.
 
     Args:
@@ -55,6 +65,7 @@ def train(model: str | nn.Module, data: Any = "digits", **settings: Any) -> Resu
         >>> len(result.history)
         1
     """
+    model = given_network("network", model)
     name = model if isinstance(model, str) else type(model).__name__
     data, settings = _own_augmentation(data, settings, model)
     config = _config(TrainConfig, settings, model=name, data=_name(data))
@@ -66,8 +77,8 @@ def train(model: str | nn.Module, data: Any = "digits", **settings: Any) -> Resu
 
 
 def distill(
-    teacher: str | nn.Module | None,
-    student: str | nn.Module,
+    teacher: str | os.PathLike[str] | nn.Module | None,
+    student: str | os.PathLike[str] | nn.Module,
     data: Any = None,
     method: str | Method | Objective = "itrd",
     **settings: Any,
@@ -100,6 +111,8 @@ def distill(
         ['loss', 'top1', 'top5']
     """
     objective = create_objective(method, settings.get("ce_weight"))
+    teacher = None if teacher is None else given_network("teacher", teacher)
+    student = given_network("student", student)
     names = {
         "teacher": teacher if isinstance(teacher, str) else "" if teacher is None else type(teacher).__name__,
         "student": student if isinstance(student, str) else type(student).__name__,
@@ -150,11 +163,13 @@ def describe_taps(
     Raises:
         UserError: as :func:`itrd.models.taps.match_taps`.
     """
+    for role, net in (("teacher", teacher), ("student", student)):
+        given_network(role, net, names=False)
     return str(match_taps(student, teacher, images, student_taps, teacher_taps))
 
 
 def evaluate(
-    net: nn.Module,
+    net: str | os.PathLike[str] | nn.Module,
     data: Any,
     *,
     device: str = "auto",
@@ -166,31 +181,43 @@ def evaluate(
     """Accuracy of a network on a test set: ``top1`` and ``top5`` in percent, ``loss``.
 
     Args:
-        net: any classifier; it is moved to the device.
+        net: run folder, checkpoint or published name, whose images are then read as in its training; or any classifier,
+            which is moved to the device.
         data: as in :func:`train`.
         device: auto, cpu, cuda or cuda:N.
         precision: fp32, tf32 or bf16.
         data_root: folder that holds the datasets.
-        normalisation: ``dataset`` or ``imagenet`` (default: the dataset's own, or what a given dataset has).
+        normalisation: ``dataset`` or ``imagenet`` (default: as in the training of a named network; otherwise the
+            dataset's own, or what a given dataset has).
         settings: how images are read, as in :class:`itrd.data.opening.Reading`, for example ``image_size=96``.
 
     Raises:
-        UserError: the data cannot be read, or has no labelled test images.
+        UserError: the data cannot be read, has no labelled test images, or is not what a named network was trained on.
     """
     _check_names(Reading, settings)
+    network = given_network("network", net)
+    named = load_network(network) if isinstance(network, str) else None
+    if named is not None:
+        network, normalisation = named.net, normalisation or named.normalisation
+        if not isinstance(data, ImageDataset):
+            as_trained = named.reading if was_trained_on(named, _name(data) or "") else {}
+            settings = {"image_size": named.image_size, **as_trained, **settings}
     dataset = read_dataset(data, Reading(**settings), root=data_root, train=False)
     dataset = dataset.normalised(normalisation or dataset.normalisation)
     if not len(dataset.test):
         raise UserError(f"{dataset.name} has no labelled test images to measure an accuracy on; give some")
+    if named is not None:
+        check_classes(named, dataset)
+        check_held_out(named, dataset)
     where = resolve_device(device)
     if where.type == "cuda":
         set_float32(precision)
     images = place_test(dataset, where)
-    net = net.to(where)
+    network = network.to(where)
     first = images.plain(torch.arange(1, device=where))
-    with examined("network", net, first):
-        net(first)
-    return _evaluate(net, images, precision)
+    with examined("network", network, first):
+        network(first)
+    return _evaluate(network, images, precision)
 
 
 @contextmanager
@@ -207,7 +234,7 @@ def _generators_kept(config: RunConfig) -> Iterator[None]:
 def _config(cls: type, settings: dict[str, Any], **fixed: Any) -> Any:
     settings = {"progress": False, "tensorboard": False, "out": "", **settings, **fixed}
     _check_names(cls, settings)
-    return cls(**settings)
+    return cls(**{k: os.fspath(v) if isinstance(v, os.PathLike) else v for k, v in settings.items()})
 
 
 def _check_names(cls: type, settings: Mapping[str, Any]) -> None:
@@ -228,9 +255,7 @@ def _given(data: Any) -> Any:
     return None if isinstance(data, (str, os.PathLike)) else data
 
 
-def _own_augmentation(
-    data: Any, settings: dict[str, Any], net: str | nn.Module
-) -> tuple[Any, dict[str, Any]]:
+def _own_augmentation(data: Any, settings: dict[str, Any], net: Any) -> tuple[Any, dict[str, Any]]:
     """Read a dataset with a function as ``augment``, which settings cannot hold; return it and the other settings."""
     if not callable(settings.get("augment")):
         return data, settings
@@ -245,7 +270,7 @@ def _own_augmentation(
     return read_dataset(data, reading, root=others.get("data_root", "data"), **where), others
 
 
-def _module(net: str | nn.Module) -> nn.Module | None:
+def _module(net: Any) -> nn.Module | None:
     return None if isinstance(net, str) else net
 
 
@@ -257,6 +282,7 @@ def _given_teacher(net: nn.Module, data: ImageDataset, config: DistillConfig) ->
     arch = getattr(net, "arch", "") or type(net).__name__
     given = TrainedNetwork(net.eval(), arch, 0, "given", None, data.name)
     two = images.plain(torch.arange(len(few), device=first.device))
+    whole = adapted(given, data, config).net.to(first.device)
     with examined("teacher", net, two):
-        logits = logits_of(adapted(given, data, config).net.to(first.device)(two))
+        logits = logits_of(whole(two))
     return replace(given, num_classes=logits.shape[1], sha256=sha256_of_weights(net))

@@ -38,6 +38,10 @@ class UnknownNameError(UserError, KeyError):
         return str(self.args[0])
 
 
+class MissingLibraryError(UserError, ImportError):
+    """An optional library is missing, or cannot be imported."""
+
+
 class DataError(UserError):
     """A dataset is missing, damaged, or not what was asked for."""
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import torch
 from torch import nn
 
 import itrd
+from itrd.engine.networks import load_network
 from itrd.errors import UserError
 
 
@@ -87,10 +90,45 @@ def test_a_method_object_can_be_used_again(method: str, teacher_folder: Path, ti
     assert scores[0] == scores[1]
 
 
+def test_a_student_may_have_more_outputs_where_none_are_compared(tiny: dict[str, Any]) -> None:
+    itrd.distill(Own(4), Own(4, classes=12), data="digits", method="itrd", **{**tiny, "epochs": 1})
+
+
 def test_no_hook_stays_on_a_users_module(tiny: dict[str, Any]) -> None:
     teacher, student = Own(6), Own(4)
     itrd.distill(teacher, student, data="digits", method="itrd", **{**tiny, "epochs": 1})
     assert not [m for net in (teacher, student) for m in net.modules() if m._forward_pre_hooks]
+
+
+class Moody(Own):
+    """Fails, in one way or another, where it is trained, or where it is not."""
+
+    def __init__(self, fails: str, training: bool = True) -> None:
+        super().__init__(4)
+        self.fails, self.when = fails, training
+
+    def forward(self, x: torch.Tensor) -> Any:
+        logits = super().forward(x)
+        if self.training != self.when:
+            return logits
+        if self.fails == "shapes":
+            return logits, nn.functional.conv2d(x, torch.zeros(4, 3, 64, 64))
+        return (logits, logits) if self.fails == "tuple" else self.head(None)
+
+
+def test_networks_that_fail_are_named(tiny: dict[str, Any]) -> None:
+    expected = {
+        "tuple": "the student Moody: a classifier must return logits, .* returned tuple",
+        "shapes": "the student Moody fails in train mode on a batch of 16x3x32x32: .* Kernel size",
+        "none": "fails in train mode .*must be Tensor, not NoneType",
+    }
+    for fails, message in expected.items():
+        with pytest.raises(UserError, match=message):
+            itrd.distill(Own(4), Moody(fails), "digits", "itrd", **tiny)
+        with pytest.raises(UserError, match=message):
+            itrd.train(Moody(fails), "digits", **tiny)
+    with pytest.raises(UserError, match="the teacher Moody: a classifier must return logits"):
+        itrd.distill(Moody("tuple", training=False), Own(4), "digits", "kd", **tiny)
 
 
 def test_evaluate(tiny: dict[str, Any]) -> None:
@@ -123,9 +161,102 @@ def test_evaluation_leaves_modes_as_they_are() -> None:
         assert not each.norm.training
 
 
+def test_evaluate_by_name_or_path(teacher_folder: Path) -> None:
+    data = itrd.load_dataset("digits").subset(test=40)
+    expected = itrd.evaluate(load_network(str(teacher_folder)).net, data)
+    assert itrd.evaluate(str(teacher_folder), data) == itrd.evaluate(teacher_folder, data) == expected
+    with pytest.raises(UserError, match="has 10 classes and more has 12"):
+        itrd.evaluate(teacher_folder, replace(data, name="more", num_classes=12))
+
+
+def test_paths_are_taken_for_names(teacher_folder: Path, tiny: dict[str, Any], tmp_path: Path) -> None:
+    folders = {"out": tmp_path / "run", "teacher_table": tmp_path / "table", "data_root": tmp_path}
+    result = itrd.distill(teacher_folder, "resnet8", method="kd", **{**tiny, "epochs": 1}, **folders)
+    assert (tmp_path / "run" / "result.json").is_file()
+    assert result.record["teacher"]["source"] == str(teacher_folder / "last.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"method": itrd.methods.method_class("kd")}, r"the class KD; make one with KD\(\)"),
+        ({"method": None}, "the method must be text .*, not NoneType"),
+        ({"method": ["kd", "itrd"]}, "not list"),
+        ({"method": {"kd": 1}}, "not dict"),
+        ({"student": Own}, r"the student must be .* or path of one, not the class Own; make one with Own\("),
+        ({"student": None}, "the student must be .*, not NoneType"),
+        ({"teacher": Own(4).state_dict()}, "the teacher must be .*, not OrderedDict; load weights"),
+    ],
+)  # fmt: skip
+def test_arguments_of_the_wrong_kind(arguments: dict[str, Any], message: str, tiny: dict[str, Any]) -> None:
+    given = {"teacher": Own(4), "student": Own(4), "method": "kd", **arguments}
+    with pytest.raises(UserError, match=message):
+        itrd.distill(data="digits", **given, **tiny)
+    with pytest.raises(UserError, match=message.replace(" or path of one", "")):
+        itrd.Distiller(example=torch.zeros(2, 3, 32, 32), **given)
+
+
+class Mine(itrd.methods.Method):
+    """A method of one's own that returns what it is told to."""
+
+    name, reads = "mine", frozenset({"logits"})
+
+    def __init__(self, give: Callable[[torch.Tensor], Any], reads: Any = reads) -> None:
+        super().__init__()
+        self.give, self.reads = give, reads
+
+    def terms(self, student: Any, teacher: Any, batch: Any) -> Any:
+        return self.give((student.logits - teacher.logits).square())
+
+
+@pytest.mark.parametrize(
+    ("give", "reads", "message"),
+    [
+        (torch.mean, {"logits"}, r"method 'mine': terms\(\) must return a dict .* not Tensor"),
+        (lambda x: {"mine": x}, {"logits"}, r"'mine' is Tensor of shape \(2, 10\); give its mean"),
+        (lambda x: {"mine": x.mean().item()}, {"logits"}, "'mine' is float; give"),
+        (
+            lambda x: {"mine": x.mean().detach()},
+            {"logits"},
+            "no gradient reaches the student from what terms",
+        ),
+        (lambda x: {}, {"logits"}, "it is empty"),
+        (torch.mean, {"logit"}, r"reads = \{'logit'\}; it must be a set of 'logits', 'embedding'"),
+        (torch.mean, "logits", "reads = 'logits'; it must be a set"),
+        (torch.mean, frozenset(), r"reads = frozenset\(\)"),
+    ],
+)
+def test_mistakes_in_a_method_of_ones_own(give: Any, reads: Any, message: str) -> None:
+    images = torch.zeros(2, 3, 32, 32)
+    with pytest.raises(UserError, match=message):
+        itrd.Distiller(Own(4), Own(4), Mine(give, reads), example=images)(images, torch.zeros(2).long())
+
+
+def test_terms_are_looked_at_once() -> None:
+    images, labels = torch.zeros(2, 3, 32, 32), torch.zeros(2).long()
+    given = [True, False]
+    method = Mine(lambda x: {"mine": x.mean(), "shown": x.detach().mean()} if given.pop(0) else {})
+    distiller = itrd.Distiller(Own(4), Own(4), method, example=images)
+    assert set(distiller(images, labels).terms) == {"loss", "ce", "mine", "mine.shown"}
+    assert set(distiller(images, labels).terms) == {"loss", "ce"}
+    with pytest.raises(UserError, match="method Nameless has no name"):
+        itrd.Distiller(Own(4), Own(4), type("Nameless", (itrd.methods.Method,), {})(), example=images)
+    with pytest.raises(UserError, match="and KD is no Method object"):
+        itrd.methods.Objective([(1, itrd.methods.method_class("kd"))])
+
+
+def test_a_result_is_no_network(tiny: dict[str, Any]) -> None:
+    result = itrd.train(Own(4), "digits", **{**tiny, "epochs": 1})
+    for call in (lambda: itrd.distill(result, Own(4), "digits"), lambda: itrd.evaluate(result, "digits")):
+        with pytest.raises(UserError, match=r"not Result; the trained network is its \.student"):
+            call()
+
+
 def test_wrong_use_is_named(tiny: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match="has 7 classes and digits"):
+    with pytest.raises(UserError, match=r"the given teacher \(Own\) has 7 classes and digits"):
         itrd.distill(Own(4, classes=7), Own(4), data="digits", method="kd", **tiny)
+    with pytest.raises(UserError, match="the student Own has 12 and the teacher 10; give the student"):
+        itrd.distill(Own(4), Own(4, classes=12), data="digits", method="kd", **tiny)
     with pytest.raises(UserError, match="name the dataset"):
         itrd.distill(Own(4), Own(4), method="kd")
     with pytest.raises(UserError, match="unknown setting 'epoch'; did you mean"):

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-import itrd
+import itrd.api
 from docs_blocks import COMMANDS, DATA, ROOT, Block, blocks_of, commands_of, inline_code, is_data, pages
 from itrd.cli.parser import GROUPS, RUNS, VERBS, build_parser
 from itrd.dropin.options import student_options, teacher_options

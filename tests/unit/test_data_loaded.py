@@ -359,6 +359,7 @@ def test_torchvisions_datasets(tmp_path: Path) -> None:
         ([(pixels(0).astype(np.int32), 0), (pixels(1).astype(np.int32), 1)], "must be uint8 or floating"),
         (7, "is no dataset; give a folder"),
         ((1, 2, 3), "must be a pair"),
+        ((torch.zeros(4, 3, 8, 8), torch.arange(4)), r"a Tensor of shape \(4,\); .*TensorDataset\(X, y\)"),
         ({"test": []}, "needs 'train'"),
     ],
 )

@@ -7,7 +7,7 @@ import sys
 import warnings
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import lightning
@@ -133,6 +133,11 @@ def test_what_is_missing_is_named() -> None:
         itrd.Distiller(net, net, "kd", example=IMAGES[:2])
     with pytest.raises(UserError, match="needs a teacher"):
         itrd.Distiller(net, None, "kd", example=IMAGES[:2])
+    wide = Net(4)
+    wide.head = nn.Linear(4, CLASSES + 1)
+    for pair, counts in (((net, wide), "4 and the teacher 5"), ((wide, net), "5 and the teacher 4")):
+        with pytest.raises(UserError, match=f"the student Net has {counts}"):
+            itrd.Distiller(*pair, "kd", example=IMAGES[:2])
     with pytest.raises(UserError, match=r"needs no_such_library.*pip install 'itrd\[hub\]'"):
         require("no_such_library", extra="hub")
 
@@ -145,6 +150,23 @@ def test_missing_library_names_the_extra(library: str, module: str, monkeypatch:
     monkeypatch.delitem(sys.modules, f"itrd.integrations.{module}")
     with pytest.raises(UserError, match=rf"pip install 'itrd\[{library}\]'"):
         importlib.import_module(f"itrd.integrations.{module}")
+
+
+@pytest.mark.parametrize(("library", "used"), [("lightning", "LightningModule"), ("transformers", "Trainer")])
+def test_broken_library_is_one_sentence(library: str, used: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken(ModuleType):
+        def __getattr__(self, name: str) -> Any:
+            if name == used:
+                raise ModuleNotFoundError("see above") from RuntimeError(
+                    "operator nms does not exist\nat all"
+                )
+            raise AttributeError(name)
+
+    monkeypatch.setitem(sys.modules, library, Broken(library))
+    monkeypatch.delitem(sys.modules, f"itrd.integrations.{library}")
+    with pytest.raises(ImportError, match=r"\(operator nms does not exist\); install .*--upgrade") as raised:
+        importlib.import_module(f"itrd.integrations.{library}")
+    assert isinstance(raised.value, UserError)
 
 
 # --- Lightning ---------------------------------------------------------------------------------------------
@@ -269,6 +291,7 @@ class Loop:
     def __init__(self, model: nn.Module, args: Any, train_dataset: Any, **_: Any) -> None:
         self.model, self.args, self.train_dataset, self.model_init = model, args, train_dataset, None
         self.optimizer: Any = None
+        self.label_names: list[str] = []
         self.accelerator = SimpleNamespace(autocast=lambda: autocast())
         self.callbacks: list[Any] = []
         self.logged: list[dict[str, float]] = []
@@ -442,6 +465,18 @@ def test_the_real_trainer(tmp_path: Path) -> None:
         made.train(resume)
         return made
 
+    quiet: dict[str, Any] = {
+        "save_strategy": "no",
+        "report_to": "none",
+        "use_cpu": True,
+        "disable_tqdm": True,
+    }
+    plain = DistillTrainer(
+        model=Net(6), teacher=Net(12), method="kd", args=TrainingArguments(str(tmp_path), max_steps=2, **quiet),
+        train_dataset=SAMPLES, eval_dataset=SAMPLES,
+    )  # fmt: skip
+    plain.train()
+    assert plain.evaluate()["eval_loss"] > 0
     whole = fit(tmp_path / "whole", gradient_accumulation_steps=2)
     assert {"term/crd", "term/ce"} <= set(whole.state.log_history[0])
     assert whole.evaluate()["eval_loss"] > 0

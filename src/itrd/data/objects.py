@@ -63,6 +63,11 @@ def _halves(source: Any, test_split: str | None) -> tuple[Any, Any]:
     if isinstance(source, tuple):
         if len(source) != 2:
             raise DataError(f"a tuple must be a pair of datasets (train, test), not {len(source)} things")
+        if isinstance(source[1], (Tensor, np.ndarray)) and source[1].ndim < 2:
+            raise DataError(
+                f"a pair must be datasets (train, test), and its second part is a {type(source[1]).__name__} of shape "
+                f"{tuple(source[1].shape)}; for tensors of images and labels use torch.utils.data.TensorDataset(X, y)"
+            )
         return source
     if isinstance(source, Mapping):
         if "train" not in source:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import fields, replace
 from os.path import realpath
@@ -22,7 +23,7 @@ from itrd.engine.files import sha256_of
 from itrd.engine.folder import RunFolder
 from itrd.engine.given import GivenLogits
 from itrd.engine.networks import TrainedNetwork, load_network
-from itrd.engine.record import Epoch
+from itrd.engine.record import Epoch, Result
 from itrd.engine.task import DistillTask
 from itrd.engine.team import Team, join
 from itrd.engine.trainer import Trainer
@@ -52,6 +53,32 @@ def starting_network(name: str, num_classes: int, seed: int) -> tuple[nn.Module,
         return create_model(name, num_classes), {}
     hub = hubs.build(name, num_classes)
     return hub.net, {"student": {"arch": hub.arch, "source": hub.source, "sha256": hub.sha256}}
+
+
+def given_network(role: str, net: Any, *, names: bool = True) -> Any:
+    """Return a network that is given in Python, or as text where its name, folder or file is given.
+
+    Args:
+        role: what an error calls it.
+        net: what is given.
+        names: whether text is accepted.
+
+    Raises:
+        UserError: it is neither.
+    """
+    if isinstance(net, nn.Module):
+        return net
+    if names and isinstance(net, (str, os.PathLike)):
+        return os.fspath(net)
+    what, advice = type(net).__name__, ""
+    if isinstance(net, type):
+        what, advice = f"the class {net.__name__}", f"; make one with {net.__name__}(...)"
+    elif isinstance(net, Result):
+        advice = "; the trained network is its .student"
+    elif isinstance(net, Mapping):
+        advice = "; load weights into a network with load_state_dict() and give that"
+    accepted = "a network (torch.nn.Module)" + ", or a name or path of one" * names
+    raise UserError(f"the {role} must be {accepted}, not {what}{advice}")
 
 
 def check_name(name: str) -> None:
@@ -351,6 +378,8 @@ def check_classes(network: TrainedNetwork, data: ImageDataset, objective: Object
             _check_order(network, data)
         return True
     if objective is None or "logits" in objective.reads:
+        given = network.source == "given"
+        source = f"the given teacher ({network.arch})" if given else network.source
         reason = "" if objective is None else f"{objective.describe()} compares logits class by class, but "
         advice = (
             ""
@@ -358,7 +387,7 @@ def check_classes(network: TrainedNetwork, data: ImageDataset, objective: Object
             else ", or a method that reads no logits (itrd, crd, rkd, pkt, similarity, hint)"
         )
         raise UserError(
-            f"{reason}{network.source} has {network.num_classes} classes and {data.name} has {data.num_classes}; "
+            f"{reason}{source} has {network.num_classes} classes and {data.name} has {data.num_classes}; "
             f"choose a network trained on this dataset, or another --data{advice}"
         )
     return False

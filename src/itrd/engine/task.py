@@ -15,7 +15,7 @@ from itrd.errors import UserError
 from itrd.methods.base import Batch, FirstStage, Method, Setup
 from itrd.methods.objective import Objective
 from itrd.models.base import FeatureNet, Outputs
-from itrd.models.observe import Observer, examined, has_own_features, logits_of, observer, plain
+from itrd.models.observe import Observer, examined, failing, has_own_features, logits_of, observer, plain
 from itrd.models.taps import MatchedTaps, match_taps
 
 
@@ -72,6 +72,9 @@ class DistillTask(nn.Module):
         self._fold_teacher = fold_teacher
         self._given_taps = student_taps, teacher_taps
         self.taps: MatchedTaps | None = None
+        self._ran: set[tuple[int, bool]] = (
+            set()
+        )  # sizes of batches that the student got through, and in train mode
 
     @property
     def teacher(self) -> nn.Module | None:
@@ -88,12 +91,16 @@ class DistillTask(nn.Module):
 
         Raises:
             UserError: a network does not take the images, does not give what a method reads, the student has too few
-                classes, or the teacher's outputs are not finite.
+                classes or, for a method that compares logits, others than the teacher, or the teacher's outputs are not
+                finite.
         """
         # Also one that is not set up, because the teacher's logits are given.
         self.objective.to(images.device)
         with examined("student", self.student, images):
-            _check_classes(self.student, logits_of(self.student(images)), num_classes)
+            logits = logits_of(self.student(images))
+        _check_classes(self.student, logits, num_classes)
+        if self.teacher is None:
+            self._check_compared(logits, num_classes)  # the teacher's logits that a file gives
         if self.teacher is None or not self.objective.reads:
             return
         self.taps = self._match_taps(images)
@@ -107,12 +114,23 @@ class DistillTask(nn.Module):
         with examined("teacher", self.teacher, images):
             teacher = self._teacher_outputs(images)
         assert teacher is not None
+        self._check_compared(student.logits, teacher.logits.shape[-1])
         _check_finite(self.teacher, teacher)
         net = plain(self.teacher)
         self.objective.setup(Setup(student, teacher, self.student, net, num_classes, train_labels))
         self.objective.to(images.device)
         if self._fold_teacher and isinstance(self.teacher, FeatureNet) and self.taps is None:
             self._observe_teacher = fold_batch_norms(self.teacher, images).observe
+
+    def _check_compared(self, logits: Tensor, teachers: int) -> None:
+        """Refuse a student of other classes than the teacher's, where a method compares their logits."""
+        if "logits" in self.objective.reads and logits.shape[1] != teachers:
+            raise UserError(
+                f"{self.objective.describe()} compares logits class by class, but the student "
+                f"{type(plain(self.student)).__name__} has {logits.shape[1]} and the teacher {teachers}; give the "
+                "student a classifier of the teacher's size, or choose a method that reads no logits (itrd, crd, rkd, "
+                "pkt, similarity, hint)"
+            )
 
     def _match_taps(self, images: Tensor) -> MatchedTaps | None:
         assert self.teacher is not None
@@ -185,7 +203,16 @@ class DistillTask(nn.Module):
 
     def _student_outputs(self, images: Tensor) -> Outputs:
         with record_function("itrd.student"):
-            return self._observe_student(images, self._student_preact)
+            kind = (len(images), self.student.training)
+            if kind in self._ran:
+                return self._observe_student(images, self._student_preact)
+            # It was looked at in eval mode alone: another look in train mode would move its statistics.
+            shape, mode = "x".join(map(str, images.shape)), "train" if self.student.training else "eval"
+            advice = "it must give logits in train mode as in eval mode: mend that, or give larger images or batches"
+            with failing("student", self.student, f"fails in {mode} mode on a batch of {shape}", advice):
+                outputs = self._observe_student(images, self._student_preact)
+            self._ran.add(kind)
+            return outputs
 
     def _teacher_outputs(self, images: Tensor) -> Outputs | None:
         if self._observe_teacher is None or not self.objective.reads:

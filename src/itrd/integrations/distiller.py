@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from itrd.engine.networks import load_network
+from itrd.engine.run import given_network
 from itrd.engine.task import DistillTask, StepOutput
 from itrd.errors import UserError
 from itrd.methods import create_objective
@@ -61,7 +63,7 @@ class Distiller(nn.Module):
     def __init__(
         self,
         student: nn.Module,
-        teacher: nn.Module | str | None,
+        teacher: nn.Module | str | os.PathLike[str] | None,
         method: str | Method | Objective = "itrd",
         *,
         example: Tensor,
@@ -73,6 +75,8 @@ class Distiller(nn.Module):
     ) -> None:
         super().__init__()
         objective = create_objective(method, ce_weight)
+        given_network("student", student, names=False)
+        teacher = None if teacher is None else given_network("teacher", teacher)
         if teacher is None and objective.reads:
             raise UserError(f"{objective.describe()} needs a teacher; give one, or use method='none'")
         if objective.per_sample and train_labels is None:
@@ -82,7 +86,8 @@ class Distiller(nn.Module):
             )
         device = next(student.parameters(), example).device
         example = example.to(device)
-        teacher = load_network(teacher).net if isinstance(teacher, str) else teacher
+        if isinstance(teacher, str):
+            teacher = load_network(teacher).net
         self.task = DistillTask(
             student,
             None if teacher is None else teacher.to(device),

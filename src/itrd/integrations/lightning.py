@@ -6,6 +6,7 @@ lightning.Trainer(max_epochs=30).fit(module, train_loader, test_loader)
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,7 @@ from itrd.methods.objective import Objective
 if TYPE_CHECKING:
     from lightning import LightningModule
 else:
-    LightningModule = require("lightning", extra="lightning").LightningModule
+    LightningModule = require("lightning", "lightning", "LightningModule").LightningModule
 
 
 class Distillation(LightningModule):
@@ -58,7 +59,7 @@ class Distillation(LightningModule):
     def __init__(
         self,
         student: nn.Module,
-        teacher: nn.Module | str | None,
+        teacher: nn.Module | str | os.PathLike[str] | None,
         method: str | Method | Objective = "itrd",
         *,
         example: Tensor | None = None,

@@ -6,6 +6,8 @@ trainer.train()
 
 from __future__ import annotations
 
+import inspect
+import os
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
@@ -23,7 +25,7 @@ from itrd.methods.base import Method, at_least_float32
 from itrd.methods.objective import Objective
 from itrd.models.observe import logits_of
 
-transformers: Any = require("transformers", extra="transformers")
+transformers: Any = require("transformers", "transformers", "Trainer", "TrainerCallback")
 
 OBJECTIVE = "distillation.safetensors"  # the method's own modules, beside the student in a checkpoint
 _EXAMPLES = 4  # images that show the shapes
@@ -35,7 +37,8 @@ class DistillMixin:
     The Trainer's model is the student, so that what it saves and pushes is the student. Batches are dictionaries
     with ``pixel_values`` (B, C, H, W), ``labels`` (B,) and, for methods that keep something for every sample,
     ``indices`` (B,); these need ``remove_unused_columns=False``. Student and teacher are models of transformers
-    or any module that returns logits.
+    or any module that returns logits. Where the student's ``forward`` has no ``pixel_values``, that setting is made
+    here: all columns of the dataset then reach the data collator.
 
     The training loss is that of ``itrd distill``; its terms are logged beside it (``term/<name>``). The method's own
     modules are trained by the Trainer's optimiser, in a parameter group of their own, and kept in its checkpoints.
@@ -58,6 +61,7 @@ class DistillMixin:
     # What this class uses of the Trainer.
     model: nn.Module
     args: Any
+    label_names: list[str]
     accelerator: Any
     optimizer: Any
     data_collator: Any
@@ -68,7 +72,7 @@ class DistillMixin:
     def __init__(
         self,
         *positional: Any,
-        teacher: nn.Module | str | None,
+        teacher: nn.Module | str | os.PathLike[str] | None,
         method: str | Method | Objective = "itrd",
         distillation: dict[str, Any] | None = None,
         **arguments: Any,
@@ -83,6 +87,10 @@ class DistillMixin:
             )
         if self.model_init is not None:
             raise UserError("the loss holds on to one student; give model instead of model_init")
+        if "pixel_values" not in inspect.signature(self.model.forward).parameters:
+            # A plain module's forward() tells the Trainer neither what to keep of a batch nor what labels are called.
+            self.args.remove_unused_columns = False
+            self.label_names = self.label_names or ["labels"]
         # The loss is a mean over the batch: the Trainer is to divide it by the number of accumulated batches.
         self.model_accepts_loss_kwargs = False
         self.loss_is_scaled_for_ga = False

@@ -108,6 +108,8 @@ class Method(nn.Module):
     needs_labels: ClassVar[bool] = False
     waits: ClassVar[bool] = False
 
+    _checked: frozenset[str] = frozenset()  # functions whose terms were looked at
+
     def setup(self, setup: Setup) -> None:
         """Build the method's own trainable modules, once, before training. Default: none."""
 
@@ -166,6 +168,9 @@ class Method(nn.Module):
 
         The teacher's outputs are detached first: nothing that a method does can reach the teacher, while a
         trainable head on the teacher's side still gets its gradient.
+
+        Raises:
+            UserError: an output that the method reads is missing, or its first terms are nothing to be trained with.
         """
         self.check_provided(student, teacher)
         # Promoting maps that nobody reads would cost more than most losses.
@@ -177,7 +182,33 @@ class Method(nn.Module):
         terms = self.first_stage_terms if first_stage else self.terms
         student, teacher = connect(student, teacher)
         with torch.autocast(device, enabled=False):
-            return terms(student.map(at_least_float32), teacher.map(at_least_float32), batch)
+            found = terms(student.map(at_least_float32), teacher.map(at_least_float32), batch)
+        if terms.__name__ not in self._checked:
+            self._check_terms(terms.__name__, found, student)
+        return found
+
+    def _check_terms(self, function: str, terms: Any, student: Outputs) -> None:
+        """Refuse first terms of a form that the loss cannot use, or that train nothing; on the host alone."""
+        where = f"method {self.name!r}: {function}() must return a dict of scalar tensors"
+        if not isinstance(terms, Mapping):
+            raise UserError(f"{where}, such as {{{self.name!r}: loss}}, not {type(terms).__name__}")
+        for key, value in terms.items():
+            if not isinstance(value, Tensor) or value.ndim:
+                shape = f" of shape {tuple(value.shape)}" if isinstance(value, Tensor) else ""
+                raise UserError(
+                    f"{where}, and {key!r} is {type(value).__name__}{shape}; give its mean or sum"
+                )
+        has_stage = type(self).first_stage is not Method.first_stage
+        if not terms and self.reads and not (has_stage and function == "terms"):
+            raise UserError(f"{where}, and it is empty; give at least one, in every step")
+        read = (student.embedding, *student.maps, student.stem, *[student.logits] * ("logits" in self.reads))
+        if terms and torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in read):
+            if not any(value.requires_grad for value in terms.values()):
+                raise UserError(
+                    f"method {self.name!r}: no gradient reaches the student from what {function}() returns; compute it "
+                    "from the student's outputs without detach(), item() or no_grad()"
+                )
+            self._checked |= {function}
 
     def check_provided(self, student: Outputs, teacher: Outputs) -> None:
         """Refuse outputs that lack what the method reads.

@@ -26,6 +26,9 @@ class Objective(nn.Module):
         methods: the methods, each with its weight.
         ce_weight: weight of the cross-entropy.
 
+    Raises:
+        UserError: something is no method, or does not say its name or what it reads.
+
     Attributes:
         label_smoothing: part of a label's probability that the cross-entropy spreads evenly over all classes.
         labelled: whether the training images have labels; without, there is no cross-entropy.
@@ -33,6 +36,8 @@ class Objective(nn.Module):
 
     def __init__(self, methods: Sequence[tuple[float, Method]], ce_weight: float = 1.0) -> None:
         super().__init__()
+        for _, method in methods:
+            _check_declared(method)
         self.ce_weight = ce_weight
         self.label_smoothing = 0.0
         self.labelled = True
@@ -44,7 +49,7 @@ class Objective(nn.Module):
         """Build an objective from the notation of :mod:`itrd.methods.expression` or from a method.
 
         Raises:
-            UserError: the text is not understood, or a method refuses a setting.
+            UserError: it is of another type, the text is not understood, or a method refuses a setting.
             UnknownNameError: no such method.
         """
         if isinstance(method, Objective):
@@ -55,6 +60,14 @@ class Objective(nn.Module):
             return changed
         if isinstance(method, Method):
             return cls([(method.weight, method)], method.ce_weight if ce_weight is None else ce_weight)
+        if not isinstance(method, str):
+            is_class = isinstance(method, type)
+            what = f"the class {method.__name__}" if is_class else f"{type(method).__name__} {method!r}"
+            advice = f"; make one with {method.__name__}()" if is_class else ""
+            raise UserError(
+                "the method must be text such as 'kd + 0.8*crd', a Method such as KD(), or an Objective, which sums "
+                f"several, not {what}{advice}"
+            )
         terms = parse(method)
         cross_entropy = [t for t in terms if t.name == CROSS_ENTROPY]
         made = [(t.weight, create_method(t.name, **t.settings)) for t in terms if t.name != CROSS_ENTROPY]
@@ -189,6 +202,20 @@ class Objective(nn.Module):
 
     def _methods(self) -> list[Method]:
         return [m for m in self.methods if isinstance(m, Method)]
+
+
+def _check_declared(method: Method) -> None:
+    what = getattr(method, "__name__", type(method).__name__)
+    if not isinstance(method, Method):
+        raise UserError(f"an objective sums pairs (weight, Method), and {what} is no Method object")
+    if not hasattr(method, "name"):
+        raise UserError(f"method {what} has no name; write name = {what.lower()!r} into its class")
+    wrong = isinstance(method.reads, str) or not set(method.reads) <= set(Outputs._fields)
+    if wrong or not (method.reads or method.name == "none"):  # one that reads nothing is never called
+        raise UserError(
+            f"method {method.name!r} has reads = {method.reads!r}; it must be a set of "
+            f"{', '.join(map(repr, Outputs._fields))}, as in frozenset({{'logits'}})"
+        )
 
 
 def _shortest(weight: float) -> str:

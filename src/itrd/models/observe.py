@@ -108,20 +108,35 @@ def examined(role: str, net: nn.Module, images: Tensor) -> Iterator[None]:
     """Put a network into eval mode, without gradient, for a first look; then give every module its mode back.
 
     Raises:
-        UserError: the network fails on the images, which are not of a kind that it takes.
+        UserError: the network fails on the images, which are not of a kind that it takes, or returns no logits.
     """
+    shape = "x".join(map(str, images.shape[1:]))
+    advice = f"choose another network{' or add --teacher_size' if role == 'teacher' else ''}"
+    with (
+        in_eval_mode(net),
+        torch.no_grad(),
+        failing(role, net, f"does not take images of {shape}", advice),
+    ):
+        yield
+
+
+@contextmanager
+def failing(role: str, net: nn.Module, what: str, advice: str) -> Iterator[None]:
+    """Say in one sentence which network fails, in what, and what to do.
+
+    Raises:
+        UserError: the network fails.
+    """
+    name = f"the {role} {type(plain(net)).__name__}"
     try:
-        with in_eval_mode(net), torch.no_grad():
-            yield
+        yield
     except torch.OutOfMemoryError:
         raise
-    except (RuntimeError, ValueError, AssertionError, IndexError) as error:
-        shape = "x".join(map(str, images.shape[1:]))
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from error
+    except (RuntimeError, ValueError, AssertionError, LookupError, TypeError, AttributeError) as error:
         reason = first_line(error)
-        raise UserError(
-            f"the {role} {type(plain(net)).__name__} does not take images of {shape}: {reason}; choose another "
-            f"network{' or add --teacher_size' if role == 'teacher' else ''}"
-        ) from error
+        raise UserError(f"{name} {what}: {reason}; {advice}") from error
 
 
 # --- hooks -----------------------------------------------------------------------------------------------
