@@ -150,7 +150,11 @@ def test_unknown_names(capsys: pytest.CaptureFixture[str], teacher_folder: Path)
     assert "no setting 'beta'" in refused(capsys, *distill(teacher_folder, "--method", "itrd(beta=1)"))
     assert "invalid choice: 'distil'" in refused(capsys, "distil")
     assert "--student" in refused(capsys, "distill", "--teacher", teacher)
-    assert "unrecognized" in refused(capsys, "train", "--model", "resnet8", "--epoks", "3")
+    for option, meant in (("--epoks", "--epochs"), ("--lr", "--learning_rate"), ("--lr_d", "--lr_decay")):
+        line = refused(capsys, "train", "--model", "resnet8", option, "0.5")
+        assert f"unrecognized arguments: {option} 0.5; did you mean {meant}?" in line
+    line = refused(capsys, "train", "--model", "resnet8", "--optimizer", "adam")
+    assert "unrecognized arguments: --optimizer adam (see" in line
     assert "epochs must be at least 1" in refused(capsys, "train", "--model", "resnet8", "--epochs", "0")
     for device in ("mps", "meta", "cpu:7", "tpu", "cuda:99"):
         assert "device" in refused(capsys, "train", "--model", "resnet8", "--device", device)

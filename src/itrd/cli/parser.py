@@ -24,7 +24,7 @@ from itrd.cli import bench, commands
 from itrd.engine.config import DistillConfig, RunConfig, TrainConfig
 from itrd.engine.files import read_limited
 from itrd.engine.yaml_text import MAX_BYTES, check_yaml
-from itrd.errors import UserError
+from itrd.errors import UserError, closest
 from itrd.recipes.imagenet import NAMED, settings_file
 
 _LONGEST = 1000  # characters of an error: a hostile file must not fill the screen
@@ -80,6 +80,7 @@ class Parser(ArgumentParser):
         text = re.sub(
             r'expected "\S*command" to be one of {(.*?)}, but .*', r"which command? One of \1", text
         )
+        text += _meant(parser, text)
         if len(text) > _LONGEST:
             text = f"{text[:_LONGEST]}..."
         print(f"itrd: error: {text} (see `{prog} --help`)", file=sys.stderr)
@@ -95,6 +96,14 @@ class Parser(ArgumentParser):
         return super().parse_path(path, *arguments, **named)
 
 
+def _meant(parser: Parser, text: str) -> str:
+    """Return a guess at the option that was meant, where an error is about an unknown one."""
+    found = re.match(r"unrecognized arguments: --([\w-]+)", text)
+    known = [name[2:] for name in parser._option_string_actions if name.startswith("--")]
+    close = closest(found[1], known, 0.6) if found else None
+    return f"; did you mean --{close}?" if close else ""
+
+
 def _load(text: str) -> Any:
     """Load YAML as jsonargparse does, after :func:`itrd.engine.yaml_text.check_yaml`."""
     check_yaml(text)
@@ -108,7 +117,8 @@ def build_parser() -> Parser:
     """Build the whole command line."""
     set_parsing_settings(add_print_completion_argument=True)
     set_loader("yaml", _load, (yaml.YAMLError,))
-    parser = Parser(prog="itrd", description=_DESCRIPTION, usage="itrd COMMAND [options]")
+    # Abbreviations would make --lr_decay of --lr.
+    parser = Parser(prog="itrd", description=_DESCRIPTION, usage="itrd COMMAND [options]", allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"itrd {__version__}")
     verbs = parser.add_subcommands(required=True, dest="command", title="commands", metavar="COMMAND")
     for name, target in VERBS.items():
