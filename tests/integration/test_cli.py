@@ -208,6 +208,12 @@ def test_unusable_folders(capsys: pytest.CaptureFixture[str], teacher_folder: Pa
     assert "already holds this run" in refused(capsys, *distill(teacher_folder, "--out", "run"))
     line = refused(capsys, *distill(teacher_folder, "--out", "run", "--seed", "1", "--resume"))
     assert "holds another run (seed 0 not 1)" in line
+    line = refused(capsys, "train", "--model", "resnet8", "--out", "run", "--resume")
+    assert "run holds a run of `itrd distill`; choose another" in line
+    assert main(["train", "--model", "resnet8", "--epochs", "1", *SMALL, "--out", "alone"]) == 0
+    capsys.readouterr()
+    line = refused(capsys, *distill(teacher_folder, "--out", "alone", "--resume"))
+    assert "alone holds a run of `itrd train`; choose another" in line
 
 
 def test_a_folder_in_use_is_refused(capsys: pytest.CaptureFixture[str], teacher_folder: Path) -> None:
