@@ -313,9 +313,11 @@ def test_what_cannot_be_exported_is_named(tmp_path: Path, monkeypatch: pytest.Mo
         itrd.export_model(net(), out, "onnx", normalise=True)
     with pytest.raises(UserError, match="size must be at least 1, got 0"):
         export_trained("none.pth", out, size=0)
-    monkeypatch.setitem(sys.modules, "onnxscript", None)
-    with pytest.raises(UserError, match=r"pip install 'itrd\[onnx\]'"):
-        itrd.export_model(Foreign(), out, "onnx", image_shape=(3, 4, 4))
+    for missing in ("onnx", "onnxscript", "onnxruntime"):
+        with monkeypatch.context() as patch:
+            patch.setitem(sys.modules, missing, None)
+            with pytest.raises(UserError, match=rf"needs {missing}, .*pip install 'itrd\[onnx\]'"):
+                itrd.export_model(Foreign(), out, "onnx", image_shape=(3, 4, 4))
     assert not out.exists()
 
 

@@ -80,8 +80,8 @@ class RunFolder:
         except (OSError, yaml.YAMLError, UnicodeDecodeError):
             raise RunFolderError(f"{self.settings} is damaged; choose another folder with --out") from None
         mine = _plain(self._config.identity())
-        if not mine.keys() & held.keys() & {"model", "student"}:
-            verb = "distill" if "student" in held else "train"
+        verb, trained = ("train", "model") if "student" in mine else ("distill", "student")
+        if trained in held:
             raise RunFolderError(
                 f"{self.path} holds a run of `itrd {verb}`; choose another folder with --out"
             )

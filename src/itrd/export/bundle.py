@@ -34,6 +34,7 @@ from itrd.export.programs import (
     Classifier,
     compare,
     record_program,
+    require_onnx,
     run_onnx,
     run_torch,
     write_onnx,
@@ -223,6 +224,8 @@ def _check(format: str, normalise: bool, opset: int | None) -> None:
             f"{format} holds weights alone, which cannot normalise; choose onnx or torch_export, or leave out "
             "--normalise"
         )
+    if format == "onnx":
+        require_onnx()
 
 
 def _side(record: Mapping[str, Any] | None, data: str) -> int | None:
