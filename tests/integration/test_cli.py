@@ -17,6 +17,7 @@ import yaml
 
 from itrd.cli import main
 from itrd.engine.checkpoint import read_weights
+from itrd.engine.provenance import command_line
 from itrd.models import create_model
 
 SMALL = [
@@ -68,6 +69,12 @@ def test_train_distill_eval(teacher_folder: Path, capsys: pytest.CaptureFixture[
     assert metadata["arch"] == "resnet8"
     assert metadata["top1"] == f"{record['last']['test']['top1']:.4f}"
     assert json.loads(Path("s/metrics.jsonl").read_text()) == record["curve"][0]
+
+
+def test_the_recorded_command_can_be_pasted(monkeypatch: pytest.MonkeyPatch) -> None:
+    for program in ("/somewhere/itrd/__main__.py", "/somewhere/bin/itrd"):
+        monkeypatch.setattr(sys, "argv", [program, "distill", "--method", "kd + itrd"])
+        assert command_line() == "itrd distill --method 'kd + itrd'"
 
 
 def test_tensorboard_events() -> None:
