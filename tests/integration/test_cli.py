@@ -170,6 +170,66 @@ def test_unknown_names(capsys: pytest.CaptureFixture[str], teacher_folder: Path)
     )
 
 
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ("train --model resnet8 --epochs two", "epochs must be a whole number, got 'two' (see `itrd train"),
+        (
+            "train --model resnet8 --milestones 3,b",
+            "milestones must be a list of whole numbers, as in [3,4], got",
+        ),
+        ("train --model resnet8 --resume maybe", "resume must be true or false, got 'maybe'"),
+        ("export --model m --out o --format onx", "format must be 'safetensors' or 'onnx' or "),
+        (
+            "distill --student resnet8 --config taps.yaml",
+            "teacher_taps must be a list of strings, as in [layer3,",
+        ),
+        ("train --config empty.yaml", "the settings file holds no settings; write one a line"),
+        ("train --config unknown.yaml", "`itrd train` has no setting 'modle'; did you mean 'model'?"),
+        ("train --config imagenet", "`itrd train` has no setting 'teacher'; it is one of `itrd distill`"),
+        ("distill --teacher t", "--student must be given (see `itrd distill --help`)"),
+        ("export", "--model and --out must be given (see `itrd export --help`)"),
+        ("bench", "which command? One of plan,run,check (see `itrd bench --help`)"),
+    ],
+)
+def test_wrong_values_are_told_in_our_words(
+    arguments: str, expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("empty.yaml").write_text("")
+    Path("taps.yaml").write_text("teacher_taps: {a: b}")
+    Path("unknown.yaml").write_text("modle: resnet8")
+    line = refused(capsys, *arguments.split())
+    assert expected in line
+    assert "<class" not in line
+
+
+def test_lists_need_no_brackets(capsys: pytest.CaptureFixture[str]) -> None:
+    command = [
+        "distill",
+        "--student",
+        "resnet8",
+        "--milestones",
+        "3,4",
+        "--teacher_mean",
+        "0.5",
+        "--teacher_std",
+    ]
+    with pytest.raises(SystemExit):
+        main(
+            [
+                *command,
+                "[0.2, 0.3]",
+                "--teacher_taps",
+                "a,embedding=b",
+                "--student_taps=null",
+                "--print_config",
+            ]
+        )
+    read = yaml.safe_load(capsys.readouterr().out)
+    assert (read["milestones"], read["teacher_mean"], read["teacher_std"]) == ([3, 4], [0.5], [0.2, 0.3])
+    assert (read["teacher_taps"], read["student_taps"]) == (["a", "embedding=b"], None)
+
+
 def test_missing_and_damaged_data(capsys: pytest.CaptureFixture[str]) -> None:
     command = ["train", "--model", "resnet8", "--data", "cifar100", "--data_root", "d"]
     assert "itrd datasets --download cifar100" in refused(capsys, *command)
