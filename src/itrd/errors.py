@@ -9,6 +9,23 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+# What other libraries call our settings, where it is spelled too differently to be guessed.
+_CUSTOMARY = {
+    "lr": "learning_rate",
+    "bs": "batch_size",
+    "wd": "weight_decay",
+    "gpu": "device",
+    "amp": "precision",
+}
+
+
+def closest(name: str, known: Iterable[str], cutoff: float = 0.5) -> str | None:
+    """Return the known name that was probably meant, or None; ``cutoff`` is the least likeness, of 1."""
+    folded = {n.lower(): n for n in known}
+    customary = folded.get(_CUSTOMARY.get(name.lower(), ""))
+    close = difflib.get_close_matches(name.lower(), folded, n=1, cutoff=cutoff)
+    return customary or (folded[close[0]] if close else None)
+
 
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message, or the name of its type where it has none."""
@@ -28,9 +45,8 @@ class UnknownNameError(UserError, KeyError):
 
     def __init__(self, kind: str, name: str, known: Iterable[str], *, hint: str = "") -> None:
         names = sorted(known)
-        folded = {n.lower(): n for n in names}
-        close = difflib.get_close_matches(name.lower(), folded, n=1, cutoff=0.5)
-        meant = f"; did you mean {folded[close[0]]!r}?" if close else ""
+        close = closest(name, names)
+        meant = f"; did you mean {close!r}?" if close else ""
         tail = hint or f"known: {', '.join(names)}"
         super().__init__(f"unknown {kind} {name!r}{meant} ({tail})")
 

@@ -18,7 +18,7 @@ def check_types(owner: str, hints: Mapping[str, Any], values: Mapping[str, Any])
     """
     for name, value in values.items():
         if name in hints and not _fits(value, hints[name]):
-            raise UserError(f"{owner}: {name} must be {_words(hints[name])}, got {value!r}")
+            raise UserError(f"{owner}: {name} must be {in_words(hints[name])}, got {value!r}")
 
 
 def _fits(value: Any, hint: Any) -> bool:
@@ -38,14 +38,15 @@ def _fits(value: Any, hint: Any) -> bool:
     return True  # a type that only its owner can judge
 
 
-def _words(hint: Any) -> str:
+def in_words(hint: Any) -> str:
+    """Say what an annotation wants."""
     origin = get_origin(hint)
     if origin in (Union, types.UnionType):
-        return " or ".join(_words(option) for option in get_args(hint))
+        return " or ".join(in_words(option) for option in get_args(hint))
     if origin is Literal:
         return " or ".join(map(repr, get_args(hint)))
     if origin is list:
-        return f"a list of {_words(get_args(hint)[0])}"
+        return f"a list of {in_words(get_args(hint)[0]).removeprefix('a ')}s"
     names = {
         float: "a finite number",
         int: "a whole number",

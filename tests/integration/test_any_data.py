@@ -42,6 +42,15 @@ def weights(net: nn.Module) -> torch.Tensor:
     return torch.cat([p.detach().flatten() for p in net.parameters()])
 
 
+def test_eval_brings_images_to_the_size_that_benchmark_networks_take(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos = write_photos(tmp_path / "photos", side=56)
+    torch.save(itrd.create_model("resnet8", num_classes=2).state_dict(), tmp_path / "s.pt")
+    assert main(["eval", "--model", f"resnet8:{tmp_path / 's.pt'}", "--data", str(photos)]) == 0
+    assert "6 test images: top-1 " in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("augment", ["crop", "resized_crop", "trivialaugment"])
 def test_where_images_are_makes_no_difference(photos: str, augment: str) -> None:
     runs = {}

@@ -261,6 +261,8 @@ def test_wrong_use_is_named(tiny: dict[str, Any]) -> None:
         itrd.distill(Own(4), Own(4), method="kd")
     with pytest.raises(UserError, match="unknown setting 'epoch'; did you mean"):
         itrd.distill(Own(4), Own(4), data="digits", method="kd", epoch=3)
+    with pytest.raises(UserError, match="unknown setting 'lr'; did you mean 'learning_rate'"):
+        itrd.train(Own(4), lr=0.1)
     same = Own(4)
     with pytest.raises(UserError, match="are the same module"):
         itrd.distill(same, same, data="digits", method="kd", **tiny)

@@ -17,6 +17,7 @@ import yaml
 
 from itrd.cli import main
 from itrd.engine.checkpoint import read_weights
+from itrd.engine.provenance import command_line
 from itrd.models import create_model
 
 SMALL = [
@@ -68,6 +69,12 @@ def test_train_distill_eval(teacher_folder: Path, capsys: pytest.CaptureFixture[
     assert metadata["arch"] == "resnet8"
     assert metadata["top1"] == f"{record['last']['test']['top1']:.4f}"
     assert json.loads(Path("s/metrics.jsonl").read_text()) == record["curve"][0]
+
+
+def test_the_recorded_command_can_be_pasted(monkeypatch: pytest.MonkeyPatch) -> None:
+    for program in ("/somewhere/itrd/__main__.py", "/somewhere/bin/itrd"):
+        monkeypatch.setattr(sys, "argv", [program, "distill", "--method", "kd + itrd"])
+        assert command_line() == "itrd distill --method 'kd + itrd'"
 
 
 def test_tensorboard_events() -> None:
@@ -150,11 +157,75 @@ def test_unknown_names(capsys: pytest.CaptureFixture[str], teacher_folder: Path)
     assert "no setting 'beta'" in refused(capsys, *distill(teacher_folder, "--method", "itrd(beta=1)"))
     assert "invalid choice: 'distil'" in refused(capsys, "distil")
     assert "--student" in refused(capsys, "distill", "--teacher", teacher)
-    assert "unrecognized" in refused(capsys, "train", "--model", "resnet8", "--epoks", "3")
+    for option, meant in (("--epoks", "--epochs"), ("--lr", "--learning_rate"), ("--lr_d", "--lr_decay")):
+        line = refused(capsys, "train", "--model", "resnet8", option, "0.5")
+        assert f"unrecognized arguments: {option} 0.5; did you mean {meant}?" in line
+    line = refused(capsys, "train", "--model", "resnet8", "--optimizer", "adam")
+    assert "unrecognized arguments: --optimizer adam (see" in line
     assert "epochs must be at least 1" in refused(capsys, "train", "--model", "resnet8", "--epochs", "0")
     for device in ("mps", "meta", "cpu:7", "tpu", "cuda:99"):
         assert "device" in refused(capsys, "train", "--model", "resnet8", "--device", device)
     assert "momentum must be at least 0" in refused(capsys, "train", "--model", "resnet8", "--momentum", "-1")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ("train --model resnet8 --epochs two", "epochs must be a whole number, got 'two' (see `itrd train"),
+        (
+            "train --model resnet8 --milestones 3,b",
+            "milestones must be a list of whole numbers, as in [3,4], got",
+        ),
+        ("train --model resnet8 --resume maybe", "resume must be true or false, got 'maybe'"),
+        ("export --model m --out o --format onx", "format must be 'safetensors' or 'onnx' or "),
+        (
+            "distill --student resnet8 --config taps.yaml",
+            "teacher_taps must be a list of strings, as in [layer3,",
+        ),
+        ("train --config empty.yaml", "the settings file holds no settings; write one a line"),
+        ("train --config unknown.yaml", "`itrd train` has no setting 'modle'; did you mean 'model'?"),
+        ("train --config imagenet", "`itrd train` has no setting 'teacher'; it is one of `itrd distill`"),
+        ("distill --teacher t", "--student must be given (see `itrd distill --help`)"),
+        ("export", "--model and --out must be given (see `itrd export --help`)"),
+        ("bench", "which command? One of plan,run,check (see `itrd bench --help`)"),
+    ],
+)
+def test_wrong_values_are_told_in_our_words(
+    arguments: str, expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("empty.yaml").write_text("")
+    Path("taps.yaml").write_text("teacher_taps: {a: b}")
+    Path("unknown.yaml").write_text("modle: resnet8")
+    line = refused(capsys, *arguments.split())
+    assert expected in line
+    assert "<class" not in line
+
+
+def test_lists_need_no_brackets(capsys: pytest.CaptureFixture[str]) -> None:
+    command = [
+        "distill",
+        "--student",
+        "resnet8",
+        "--milestones",
+        "3,4",
+        "--teacher_mean",
+        "0.5",
+        "--teacher_std",
+    ]
+    with pytest.raises(SystemExit):
+        main(
+            [
+                *command,
+                "[0.2, 0.3]",
+                "--teacher_taps",
+                "a,embedding=b",
+                "--student_taps=null",
+                "--print_config",
+            ]
+        )
+    read = yaml.safe_load(capsys.readouterr().out)
+    assert (read["milestones"], read["teacher_mean"], read["teacher_std"]) == ([3, 4], [0.5], [0.2, 0.3])
+    assert (read["teacher_taps"], read["student_taps"]) == (["a", "embedding=b"], None)
 
 
 def test_missing_and_damaged_data(capsys: pytest.CaptureFixture[str]) -> None:
@@ -202,6 +273,12 @@ def test_unusable_folders(capsys: pytest.CaptureFixture[str], teacher_folder: Pa
     assert "already holds this run" in refused(capsys, *distill(teacher_folder, "--out", "run"))
     line = refused(capsys, *distill(teacher_folder, "--out", "run", "--seed", "1", "--resume"))
     assert "holds another run (seed 0 not 1)" in line
+    line = refused(capsys, "train", "--model", "resnet8", "--out", "run", "--resume")
+    assert "run holds a run of `itrd distill`; choose another" in line
+    assert main(["train", "--model", "resnet8", "--epochs", "1", *SMALL, "--out", "alone"]) == 0
+    capsys.readouterr()
+    line = refused(capsys, *distill(teacher_folder, "--out", "alone", "--resume"))
+    assert "alone holds a run of `itrd train`; choose another" in line
 
 
 def test_a_folder_in_use_is_refused(capsys: pytest.CaptureFixture[str], teacher_folder: Path) -> None:

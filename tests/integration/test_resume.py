@@ -19,7 +19,7 @@ from itrd.engine.record import Epoch
 from itrd.engine.run import prepare_distill, prepare_train
 from itrd.engine.state import restore_run, save_run, saved_run
 from itrd.engine.trainer import Interrupted
-from itrd.errors import RunFolderError
+from itrd.errors import CheckpointError, RunFolderError
 from itrd.methods import list_methods, method_class
 from itrd.models import create_model
 
@@ -107,12 +107,26 @@ def test_a_damaged_checkpoint_falls_back_and_still_ends_the_same(
     check_equal(expected, ended)
 
 
-def test_resuming_a_finished_run_changes_nothing(tmp_path: Path, tiny: dict[str, Any]) -> None:
+def test_a_checkpoint_of_another_network_is_refused_with_the_reason(
+    tmp_path: Path, tiny: dict[str, Any]
+) -> None:
+    settings = {**tiny, "data": "digits", "epochs": 1}
+    whole_run({**settings, "model": "resnet8"}, tmp_path / "run")
+    whole_run({**settings, "model": "resnet14"}, tmp_path / "other")
+    shutil.copy(tmp_path / "other" / "checkpoint.pt", tmp_path / "run")
+    with pytest.raises(CheckpointError, match=r"does not fit this run: .*: Unexpected key.* \.\.\.$"):
+        resumed({**settings, "model": "resnet8"}, tmp_path / "run")
+
+
+def test_resuming_a_finished_run_changes_nothing(
+    tmp_path: Path, tiny: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
     settings = {**tiny, "model": "resnet8", "data": "digits"}
     expected = whole_run(settings, tmp_path / "run")
     before = (tmp_path / "run" / "result.json").read_bytes()
     check_equal(expected, resumed(settings, tmp_path / "run"))
     assert (tmp_path / "run" / "result.json").read_bytes() == before
+    assert capsys.readouterr().err == "the run is finished already\n"
 
 
 def test_a_checkpoint_of_many_epochs_is_read_back(tmp_path: Path, tiny: dict[str, Any]) -> None:

@@ -215,6 +215,14 @@ def test_wrong_checkpoint_is_refused(inside: Path, capsys: pytest.CaptureFixture
     assert len(said.splitlines()) == 1
 
 
+def test_networks_that_the_original_lists_and_cannot_build(
+    inside: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("resnet18", "resnet34"):
+        assert student.main([*ITRD, "--model_s", name]) == 2
+        assert f"{name} is not provided: the original script lists it" in capsys.readouterr().err
+
+
 def test_first_stage_is_logged_once_whenever_the_run_is_resumed(tmp_path: Path) -> None:
     def epoch(number: int, stage: str = "main") -> Epoch:
         measured = {"top1": 1.0, "top5": 2.0, "loss": number / 10}

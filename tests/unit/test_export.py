@@ -33,6 +33,7 @@ from itrd.engine.files import sha256_of
 from itrd.engine.metrics import accuracy_text
 from itrd.engine.networks import load_network
 from itrd.errors import RunFolderError, UserError
+from itrd.export.bundle import export_trained
 from itrd.export.card import model_card
 from itrd.export.hub import push_export
 from itrd.export.lineage import published, record_of
@@ -329,9 +330,13 @@ def test_what_cannot_be_exported_is_named(tmp_path: Path, monkeypatch: pytest.Mo
         itrd.export_model(net(), out, which="first")
     with pytest.raises(UserError, match="without mean and std"):
         itrd.export_model(net(), out, "onnx", normalise=True)
-    monkeypatch.setitem(sys.modules, "onnxscript", None)
-    with pytest.raises(UserError, match=r"pip install 'itrd\[onnx\]'"):
-        itrd.export_model(Foreign(), out, "onnx", image_shape=(3, 4, 4))
+    with pytest.raises(UserError, match="size must be at least 1, got 0"):
+        export_trained("none.pth", out, size=0)
+    for missing in ("onnx", "onnxscript", "onnxruntime"):
+        with monkeypatch.context() as patch:
+            patch.setitem(sys.modules, missing, None)
+            with pytest.raises(UserError, match=rf"needs {missing}, .*pip install 'itrd\[onnx\]'"):
+                itrd.export_model(Foreign(), out, "onnx", image_shape=(3, 4, 4))
     assert not out.exists()
 
 
@@ -340,6 +345,10 @@ def test_folder_of_something_else_is_refused(tmp_path: Path) -> None:
     itrd.export_model(net(), out)
     with pytest.raises(RunFolderError, match="another network"):
         itrd.export_model(create_model("resnet8", 7), out)
+    own = Foreign()
+    itrd.export_model(own, tmp_path / "own", image_shape=(3, 8, 8))
+    with pytest.raises(RunFolderError, match="images of 8x8 pixels; keep to that --size"):
+        itrd.export_model(own, tmp_path / "own", "torch_export", image_shape=(3, 4, 4))
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "notes.txt").write_text("mine")
     with pytest.raises(RunFolderError, match="holds no export"):

@@ -46,7 +46,8 @@ def measure(
         device: auto, cpu, cuda or cuda:N.
         precision: fp32, tf32, or bf16 automatic mixed precision.
         normalisation: mean and deviation of the pixels: the dataset's own, or imagenet (default: what the file says).
-        image_size: side of the square that images are brought to (default: as in training).
+        image_size: side of the square that images are brought to (default: as in training; 32 for the networks of
+            `itrd models` whose file does not say).
         val_fraction: share of each class to hold out, where the data has no test images (default: as in training).
         test_split: folder or split to measure on (default: as in training; otherwise the first of val, validation,
             valid and test).
@@ -57,7 +58,7 @@ def measure(
     from itrd.data.opening import Reading, read_dataset
     from itrd.engine.metrics import accuracy_text
     from itrd.engine.networks import load_network
-    from itrd.engine.run import check_classes, check_held_out, data_of, was_trained_on
+    from itrd.engine.run import check_classes, check_held_out, data_of, size_for, was_trained_on
 
     network = load_network(model)
     name = data or data_of(network)
@@ -65,7 +66,9 @@ def measure(
     settings |= {"image_column": image_column, "label_column": label_column}
     asked = {key: value for key, value in settings.items() if value is not None}
     as_trained = network.reading if was_trained_on(network, name) else {}
-    reading = Reading(image_size=image_size or network.image_size, **{**as_trained, **asked})
+    if image_size is None:
+        image_size = network.image_size or size_for(network.arch)
+    reading = Reading(image_size=image_size, **{**as_trained, **asked})
     dataset = read_dataset(name, reading, root=data_root, download=download, train=False)
     check_classes(network, dataset)
     check_held_out(network, dataset)

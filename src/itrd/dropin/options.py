@@ -24,7 +24,7 @@ TEACHER_SCRIPT = "train_teacher.py"
 # Options that the original scripts do not have.
 OWN = ("seed", "device", "precision", "resume", "data_root", "deterministic", "on_nonfinite")
 
-# ITRD's script lists three networks that it cannot build.
+# ITRD's script lists three networks that it cannot build; of these, we have the last one.
 _ITRD_EXTRA_MODELS = ["resnet34", "resnet18", "resnet20_1w1a"]
 # RepDistiller's --distill, and two that have no script there.
 _DISTILL = (

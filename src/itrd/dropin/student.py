@@ -65,9 +65,15 @@ def _distill(opt: argparse.Namespace) -> None:
     from itrd.engine.run import prepare_distill
     from itrd.engine.trainer import Trainer
     from itrd.methods.itrd import ITRD
+    from itrd.models import list_models
 
     is_itrd = not hasattr(opt, "distill")
     loss = objective(opt)
+    if opt.model_s not in list_models():
+        raise UserError(
+            f"{opt.model_s} is not provided: the original script lists it, too, and cannot build it; choose another "
+            "--model_s of `itrd models`"
+        )
     if not Path(opt.path_t).is_file():
         raise CheckpointError(
             f"no checkpoint at {opt.path_t}; fetch the published teachers with "

@@ -82,6 +82,11 @@ class RunFolder:
         except (OSError, yaml.YAMLError, UnicodeDecodeError):
             raise RunFolderError(f"{self.settings} is damaged; choose another folder with --out") from None
         mine = _plain(self._config.identity())
+        verb, trained = ("train", "model") if "student" in mine else ("distill", "student")
+        if trained in held:
+            raise RunFolderError(
+                f"{self.path} holds a run of `itrd {verb}`; choose another folder with --out"
+            )
         # A setting that one side does not mention has its default there.
         defaults = {f.name: f.default for f in dataclasses.fields(self._config)}
         theirs = {key: held.get(key, default) for key, default in defaults.items()}

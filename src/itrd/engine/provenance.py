@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from functools import cache
@@ -74,5 +75,7 @@ def _commit() -> str | None:
 
 
 def command_line() -> str:
-    """Return the command that started this process, without the interpreter's path."""
-    return " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    """Return the command that started this process, without the interpreter's path, as a shell takes it."""
+    program = Path(sys.argv[0])
+    name = program.parent.name if program.name == "__main__.py" else program.name  # python -m NAME
+    return shlex.join([name, *sys.argv[1:]])

@@ -7,6 +7,7 @@ import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -20,7 +21,7 @@ from itrd.engine.metrics import Meter
 from itrd.engine.networks import reading_of
 from itrd.engine.optimizer import load_optimizer
 from itrd.engine.record import Epoch
-from itrd.errors import CheckpointError, first_line
+from itrd.errors import CheckpointError
 
 if TYPE_CHECKING:
     from itrd.engine.trainer import Trainer
@@ -204,7 +205,9 @@ def _fitting(saved: Saved) -> Iterator[None]:
     try:
         yield
     except MISFITS as error:
-        reason = first_line(error)
+        # torch lists all mismatches, one kind a line, below a heading; a line may name every tensor.
+        lines = (str(error) or type(error).__name__).splitlines()[:2]
+        reason = shorten(" ".join(lines if lines[0].endswith(":") else lines[:1]), 200, placeholder=" ...")
         raise CheckpointError(f"{saved.source} does not fit this run: {reason}") from None
 
 

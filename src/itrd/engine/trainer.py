@@ -351,7 +351,8 @@ class Trainer:
         if saved.complaint:
             console.message(f"damaged checkpoint: {saved.complaint}")
         self._saved = str(self.position)
-        console.message(f"resuming at {self.position}")
+        done = self._is_through()
+        console.message("the run is finished already" if done else f"resuming at {self.position}")
         return rest
 
     @contextmanager

@@ -7,7 +7,7 @@ model.onnx           the network as an ONNX program, weights included
 model.pt2            the network as a program of ``torch.export``, weights included
 model.packed.safetensors   a binary network's weights in bits (:mod:`itrd.export.packed`)
 
-One folder holds one network, in any of these formats.
+One folder holds one network for images of one size, in any of these formats.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from itrd.export.programs import (
     Classifier,
     compare,
     record_program,
+    require_onnx,
     run_onnx,
     run_torch,
     write_onnx,
@@ -177,11 +178,13 @@ def export_trained(
         UserError: as there, or the size of the images is not known.
     """
     _check(format, normalise, opset)
+    if size is not None and size < 1:
+        raise UserError(f"size must be at least 1, got {size}")
     network = load_network(model)
     found = record_of(Path(network.source))
     record, which = found if found is not None else (_told(network), "last")
     data = (network.data or "").partition("[")[0]
-    side = size or _side(record, data)
+    side = _side(record, data) if size is None else size
     if side is None:
         raise UserError(f"{network.source} does not tell the size of its images; give --size")
     channels = describe_dataset(data).image_shape[0] if data in list_datasets() else 3
@@ -221,6 +224,8 @@ def _check(format: str, normalise: bool, opset: int | None) -> None:
             f"{format} holds weights alone, which cannot normalise; choose onnx or torch_export, or leave out "
             "--normalise"
         )
+    if format == "onnx":
+        require_onnx()
 
 
 def _side(record: Mapping[str, Any] | None, data: str) -> int | None:
@@ -271,12 +276,18 @@ def _files_held(folder: Path, about: Mapping[str, Any]) -> dict[str, Any]:
     try:
         held = read_json(folder / "config.json")
         same, files = held["weights_sha256"] == about["weights_sha256"], held["files"]
+        _, height, width = held["image_shape"]
     except (OSError, ValueError, KeyError, TypeError):
         raise RunFolderError(
             f"{folder} is not empty and holds no export; choose another folder with --out"
         ) from None
     if not same:
         raise RunFolderError(f"{folder} holds another network; choose another folder with --out")
+    if [height, width] != about["image_shape"][1:]:  # the card tells one size
+        raise RunFolderError(
+            f"{folder} holds this network for images of {height}x{width} pixels; keep to that --size, "
+            "or choose another folder with --out"
+        )
     return {name: entry for name, entry in files.items() if (folder / name).is_file()}
 
 

@@ -90,16 +90,24 @@ def write_torch(program: ExportedProgram, path: Path) -> None:
     torch.export.save(program, path)
 
 
+def require_onnx() -> None:
+    """Refuse to begin what ONNX is needed for: recording a program fails, too, where ``onnx`` is missing.
+
+    Raises:
+        UserError: one of the ONNX packages is not installed.
+    """
+    for module in ("onnx", "onnxscript", "onnxruntime"):
+        require(module, extra="onnx")
+
+
 def write_onnx(
     program: ExportedProgram, path: Path, opset: int | None = None, metadata: Mapping[str, str] | None = None
 ) -> int:
     """Write a program as ONNX, weights included; return its operator set.
 
     Raises:
-        UserError: the ONNX packages are not installed, or there is no such operator set.
+        UserError: there is no such operator set.
     """
-    for module in ("onnx", "onnxscript"):
-        require(module, extra="onnx")
     names: dict[str, Any] = {"input_names": [INPUT], "output_names": [OUTPUT]}
     try:
         with warnings.catch_warnings():
