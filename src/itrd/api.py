@@ -27,14 +27,12 @@ from itrd.engine.place import place_split, place_test, plain_view
 from itrd.engine.record import Result
 from itrd.engine.run import (
     adapted,
-    check_classes,
-    check_held_out,
     get_data,
+    get_test_data,
     given_network,
     prepare_distill,
     prepare_train,
     size_for,
-    was_trained_on,
 )
 from itrd.engine.state import generators, restore_generators
 from itrd.errors import UnknownNameError, UserError
@@ -196,19 +194,15 @@ def evaluate(
     """
     _check_names(Reading, settings)
     network = given_network("network", net)
-    named = load_network(network) if isinstance(network, str) else None
-    if named is not None:
-        network, normalisation = named.net, normalisation or named.normalisation
-        if not isinstance(data, ImageDataset):
-            as_trained = named.reading if was_trained_on(named, _name(data) or "") else {}
-            settings = {"image_size": named.image_size, **as_trained, **settings}
-    dataset = read_dataset(data, Reading(**settings), root=data_root, train=False)
-    dataset = dataset.normalised(normalisation or dataset.normalisation)
+    if isinstance(network, str):
+        named = load_network(network)
+        network = named.net
+        dataset = get_test_data(named, data, root=data_root, normalisation=normalisation, **settings)
+    else:
+        dataset = read_dataset(data, Reading(**settings), root=data_root, train=False)
+        dataset = dataset.normalised(normalisation or dataset.normalisation)
     if not len(dataset.test):
         raise UserError(f"{dataset.name} has no labelled test images to measure an accuracy on; give some")
-    if named is not None:
-        check_classes(named, dataset)
-        check_held_out(named, dataset)
     where = resolve_device(device)
     if where.type == "cuda":
         set_float32(precision)

@@ -55,30 +55,24 @@ def measure(
         label_column: column of a table that holds the labels (default: as in training).
     """
     from itrd.api import evaluate
-    from itrd.data.opening import Reading, read_dataset
     from itrd.engine.metrics import accuracy_text
     from itrd.engine.networks import load_network
-    from itrd.engine.run import check_classes, check_held_out, data_of, size_for, was_trained_on
+    from itrd.engine.run import get_test_data
 
     network = load_network(model)
-    name = data or data_of(network)
-    settings = {"val_fraction": val_fraction, "test_split": test_split}
-    settings |= {"image_column": image_column, "label_column": label_column}
-    asked = {key: value for key, value in settings.items() if value is not None}
-    as_trained = network.reading if was_trained_on(network, name) else {}
-    if image_size is None:
-        image_size = network.image_size or size_for(network.arch)
-    reading = Reading(image_size=image_size, **{**as_trained, **asked})
-    dataset = read_dataset(name, reading, root=data_root, download=download, train=False)
-    check_classes(network, dataset)
-    check_held_out(network, dataset)
-    found = evaluate(
-        network.net,
-        dataset,
-        device=device,
-        precision=precision,
-        normalisation=normalisation or network.normalisation,
+    dataset = get_test_data(
+        network,
+        data,
+        root=data_root,
+        download=download,
+        normalisation=normalisation,
+        image_size=image_size,
+        val_fraction=val_fraction,
+        test_split=test_split,
+        image_column=image_column,
+        label_column=label_column,
     )
+    found = evaluate(network.net, dataset, device=device, precision=precision)
     print(
         f"{network.arch} ({network.source}) on {dataset.name}, {len(dataset.test)} test images: "
         f"{accuracy_text(found, dataset.num_classes)}, loss {found['loss']:.4f}"

@@ -35,13 +35,21 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-def be_deterministic() -> None:
+def be_deterministic(device: torch.device) -> None:
     """Make every operation of this process give the same bits each time, or raise where it cannot.
 
-    For the rest of the process: the switches are torch's, and they are global. The variable must be set before
-    the first matrix product on a GPU.
+    For the rest of the process: the switches are torch's, and they are global.
+
+    Raises:
+        UserError: it is too late, because cuBLAS looks at its variable at the first matrix product on a GPU.
     """
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    variable = "CUBLAS_WORKSPACE_CONFIG"
+    if device.type == "cuda" and variable not in os.environ and torch.cuda.is_initialized():
+        raise UserError(
+            "--deterministic comes too late for this process, which has used the GPU before; start a new one, or set "
+            f"the environment variable {variable}=:4096:8 first"
+        )
+    os.environ.setdefault(variable, ":4096:8")
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.benchmark = False

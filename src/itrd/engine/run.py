@@ -121,6 +121,40 @@ def get_data(config: RunConfig, given: Any = None, network: str | None = None) -
     ).normalised(config.normalisation)
 
 
+def get_test_data(
+    network: TrainedNetwork,
+    data: Any = None,
+    *,
+    root: str = "data",
+    download: bool = False,
+    normalisation: str | None = None,
+    **settings: Any,
+) -> ImageDataset:
+    """Read images to test a trained network on, as those of its training were read where it tells.
+
+    Args:
+        network: what is to be tested.
+        data: a source of images (:mod:`itrd.data.opening`); None for the dataset that the network's file names.
+        root, download: as of :func:`itrd.data.opening.read_dataset`.
+        normalisation: ``dataset`` or ``imagenet``; None for what the file says.
+        settings: of :class:`itrd.data.opening.Reading`; None for what the file says.
+
+    Raises:
+        UserError: the network has other classes, or was trained on some of the test images.
+        DataError: the images cannot be read.
+    """
+    source = data_of(network) if data is None else data
+    asked = {key: value for key, value in settings.items() if value is not None}
+    if not isinstance(source, ImageDataset):
+        by_name = isinstance(source, (str, os.PathLike)) and was_trained_on(network, os.fspath(source))
+        usual = {"image_size": network.image_size or size_for(network.arch)}
+        asked = {**usual, **(network.reading if by_name else {}), **asked}
+    dataset = read_dataset(source, Reading(**asked), root=root, download=download, train=False)
+    check_classes(network, dataset)
+    check_held_out(network, dataset)
+    return dataset.normalised(normalisation or network.normalisation or dataset.normalisation)
+
+
 def find_teacher(
     config: DistillConfig, given: TrainedNetwork | None = None, data: Any = None
 ) -> tuple[DistillConfig, TrainedNetwork]:

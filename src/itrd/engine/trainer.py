@@ -97,7 +97,7 @@ class Trainer:
         self.data = data
         self.device = resolve_device(config.device)
         if config.deterministic:
-            be_deterministic()
+            be_deterministic(self.device)
         elif self.device.type == "cuda":
             torch.backends.cudnn.benchmark = True  # shapes do not change; the first steps choose the kernels
         if self.device.type == "cuda":
@@ -159,11 +159,6 @@ class Trainer:
         except TrainingError as error:
             raise TrainingError(f"{error}; {self._last_good()}; {_ADVICE}") from None
         except RuntimeError as error:
-            if "CUBLAS_WORKSPACE_CONFIG" in str(error):
-                raise UserError(
-                    "--deterministic comes too late for this process, which has used the GPU before; start a new one, "
-                    "or set the environment variable CUBLAS_WORKSPACE_CONFIG=:4096:8 first"
-                ) from None
             if "deterministic implementation" not in str(error):
                 raise
             raise UserError(f"--deterministic is not possible here: {str(error).split('. ')[0]}") from None

@@ -135,6 +135,8 @@ def failing(role: str, net: nn.Module, what: str, advice: str) -> Iterator[None]
     except UserError as error:
         raise UserError(f"{name}: {error}") from error
     except (RuntimeError, ValueError, AssertionError, LookupError, TypeError, AttributeError) as error:
+        if "deterministic" in str(error):  # no fault of the network
+            raise
         reason = first_line(error)
         raise UserError(f"{name} {what}: {reason}; {advice}") from error
 
