@@ -210,7 +210,7 @@ def evaluate(
     network = network.to(where)
     first = images.plain(torch.arange(1, device=where))
     with examined("network", network, first):
-        network(first)
+        logits_of(network(first))
     return _evaluate(network, images, precision)
 
 

@@ -129,6 +129,8 @@ def test_networks_that_fail_are_named(tiny: dict[str, Any]) -> None:
             itrd.train(Moody(fails), "digits", **tiny)
     with pytest.raises(UserError, match="the teacher Moody: a classifier must return logits"):
         itrd.distill(Moody("tuple", training=False), Own(4), "digits", "kd", **tiny)
+    with pytest.raises(UserError, match="the network Moody: a classifier must return logits"):
+        itrd.evaluate(Moody("tuple", training=False), "digits")
 
 
 def test_evaluate(tiny: dict[str, Any]) -> None:
