@@ -73,7 +73,7 @@ def check_prefix(spec: str) -> None:
     """
     prefix, colon, _ = spec.partition(":")
     known = [*_LIBRARIES, *list_models()]
-    if colon and prefix not in known:
+    if colon and "/" not in prefix and prefix not in known:
         hint = f"known: {', '.join(_LIBRARIES)} and the names of `itrd models`"
         raise UnknownNameError("prefix", prefix, known, hint=hint)
 
