@@ -1,5 +1,5 @@
 # Two commands set everything up on a machine that has Python 3.10 or newer:
-#   make quickstart    create the environment, distil on embedded data (about three minutes)
+#   make quickstart    create the environment, distil on embedded data (one to two minutes)
 #   make test          create the environment, run every test but the slow ones
 PYTHON ?= python3
 VENV   ?= .venv

@@ -53,9 +53,12 @@ def main() -> None:
         assert result.comparison is not None
         for run in ("alone", "distilled"):
             found = result.comparison[run]
-            print(f"student {run} {found['mean']:.1f}% (n = {found['n']}, std {found['std']:.1f})")
+            print(f"student {run} {found['mean']:.1f}% (n = {found['n']})")
         gap = result.comparison["difference"]
-        print(f"difference {gap['difference']:+.1f}, 95% interval {gap['low']:+.1f} to {gap['high']:+.1f}")
+        if gap["low"] is not None:  # one seed has no interval
+            print(
+                f"difference {gap['difference']:+.1f}, 95% interval {gap['low']:+.1f} to {gap['high']:+.1f}"
+            )
 
 
 if __name__ == "__main__":

@@ -59,7 +59,7 @@ def run_quickstart(out: Path, *, seeds: int, epochs: int | None = None) -> None:
     precision = fast_precision(resolve_device("auto"))
     console.print(
         f"Digits from scikit-learn: 1,000 training and 797 test images. Teacher {TEACHER}, student {STUDENT}, "
-        f"{seeds} seeds, {epochs} epochs each, {precision}."
+        f"{seeds} seed{'s' * (seeds > 1)}, {epochs} epoch{'s' * (epochs > 1)} each, {precision}."
     )
     teacher = train(TEACHER, "digits", epochs=TEACHER_EPOCHS, precision=precision, out=str(out / "teacher"))
     console.print(

@@ -306,6 +306,17 @@ def test_a_failing_cell_does_not_stop_the_others(capsys: pytest.CaptureFixture[s
     assert "a damaged record is in its place" in capsys.readouterr().err
 
 
+def test_counts_are_told_in_words_that_fit(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("one.md").write_text("No figure.")
+    assert main(["bench", "check", "--files", "one.md"]) == 1  # no ledger
+    assert capsys.readouterr().out == "0 records, 1 document: 1 fault\n"
+    assert main(["bench", "plan", "--track", "tiny.yaml", "--methods", "teacher"]) == 0
+    assert "\n1 cell of track tiny, 0 done" in capsys.readouterr().out
+    assert main(["report"]) == 0
+    size = Path("report.md").stat().st_size
+    assert f"written report.md ({size:,} bytes)" in capsys.readouterr().out
+
+
 def test_the_command_line_refuses(capsys: pytest.CaptureFixture[str]) -> None:
     for words, complaint in (
         (["run", "--track", "nothing"], "unknown track 'nothing'"),

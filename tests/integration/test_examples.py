@@ -19,21 +19,27 @@ NO_ACCELERATE = pytest.mark.skipif(
 
 
 @pytest.mark.parametrize(
-    ("name", "least"),
+    ("command", "least"),
     [
         ("plain_pytorch", 60),
         ("lightning_module", 30),
         ("timm_on_a_folder", 30),
+        ("timm_on_a_folder --train 40 --epochs 1 --seeds 1", -1),
         ("transformers_to_cnn", 30),
         pytest.param("transformers_trainer", 60, marks=NO_ACCELERATE),
     ],
 )
-def test_example_runs(name: str, least: float, tmp_path: Path) -> None:
+def test_example_runs(command: str, least: float, tmp_path: Path) -> None:
+    name, *arguments = command.split()
     script = ROOT / "examples" / f"{name}.py"
-    code = f"import sys, torchvision_ops, runpy; del sys.argv[1:]; runpy.run_path({str(script)!r}, None, '__main__')"
+    code = (
+        "import inspect, runpy, sys, torchvision_ops, typing\n"
+        f"made = runpy.run_path({str(script)!r}, None, '__main__')\n"
+        "for own in filter(inspect.isfunction, made.values()): typing.get_type_hints(own)"
+    )
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "tests"), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, "-c", code],
+        [sys.executable, "-c", code, *arguments],
         cwd=tmp_path,
         env=environment,
         capture_output=True,

@@ -27,6 +27,7 @@ def test_quickstart(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(len(values) == 2 for values in content["top1"].values())
     mean = sum(content["top1"]["itrd"]) / 2
     assert f"{mean:.2f}%" in out
+    assert "2 seeds, 1 epoch each" in out
     assert f"| ITRD | 2 | {mean:.2f}% |" in Path("quickstart/results.md").read_text()
     assert Path("quickstart/curves.png").read_bytes().startswith(b"\x89PNG")
 

@@ -25,6 +25,7 @@ from itrd.engine.checkpoint import (
 )
 from itrd.engine.files import write_atomically
 from itrd.engine.networks import architecture_from_path, load_network
+from itrd.engine.run import check_name
 from itrd.errors import CheckpointError, UserError
 from itrd.models import create_model
 
@@ -124,8 +125,27 @@ def test_another_architecture_is_named(tmp_path: Path) -> None:
     torch.save({"model": create_model("resnet20", 100).state_dict()}, tmp_path / "x.pth")
     with pytest.raises(CheckpointError, match=r"not a checkpoint of resnet8: .*; it fits resnet20"):
         load_network(f"resnet8:{tmp_path / 'x.pth'}")
-    with pytest.raises(UserError, match=r"cannot tell the architecture of .*; write NAME:"):
+    with pytest.raises(
+        UserError, match=r"cannot tell the architecture of .*; write NAME:.*timm:NAME@.*x\.pth"
+    ):
         load_network(str(tmp_path / "x.pth"))
+
+
+def test_a_run_of_a_comparison_is_suggested(tmp_path: Path) -> None:
+    for name in ("seed0", "seed0-alone"):
+        (tmp_path / name).mkdir()
+        save_weights(tmp_path / name / "last.safetensors", create_model("resnet8"), {"arch": "resnet8"})
+    with pytest.raises(CheckpointError, match=r"holds several runs; name one of them, as in .*/seed0$"):
+        load_network(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"), [("torchvison:resnet18", "torchvision"), ("resnt8:x.pth", "resnet8")]
+)
+def test_an_unknown_prefix_is_named(name: str, meant: str) -> None:
+    for use in (load_network, check_name):
+        with pytest.raises(UserError, match=f"unknown prefix .*; did you mean '{meant}'.*known: timm, torch"):
+            use(name)
 
 
 def test_shape_mismatch_is_named() -> None:

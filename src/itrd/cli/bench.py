@@ -40,7 +40,7 @@ def plan(
     """
     from itrd.bench.ledger import Ledger
     from itrd.bench.schedule import plan as make_plan
-    from itrd.cli.benching import duration, selected
+    from itrd.cli.benching import counted, duration, selected
     from itrd.cli.commands import show_table, text_table
 
     if rows < 0:
@@ -60,7 +60,7 @@ def plan(
     left = sum(line.cost.seconds for line in lines if line.state != "done")
     rough = any(line.cost.basis == "estimate" for line in lines if line.state != "done")
     print(
-        f"{len(lines)} cells of track {chosen.name}, {done} done; the others cost about {duration(left)} "
+        f"{counted(len(lines), 'cell')} of track {chosen.name}, {done} done; the others cost about {duration(left)} "
         f"on this machine, one at a time{', partly estimated' if rough else ''}"
     )
 
@@ -147,6 +147,7 @@ def check(results: str = "results", zoo: str = "zoo", files: str = "README.md,do
     from itrd.bench.check import check_documents, check_ledger, check_zoo
     from itrd.bench.documents import markdown_files
     from itrd.bench.ledger import Ledger
+    from itrd.cli.benching import counted
 
     ledger, documents = Ledger(Path(results)), markdown_files(files)
     faults = check_ledger(ledger, Path(zoo))
@@ -155,9 +156,8 @@ def check(results: str = "results", zoo: str = "zoo", files: str = "README.md,do
     for fault in faults:
         print(f"itrd: {fault}", file=sys.stderr)
     count = sum(len(ledger.runs(track)) for track in ledger.tracks())
-    print(
-        f"{count} records, {len(documents)} documents: {f'{len(faults)} faults' if faults else 'all in order'}"
-    )
+    found = counted(len(faults), "fault") if faults else "all in order"
+    print(f"{counted(count, 'record')}, {counted(len(documents), 'document')}: {found}")
     return 1 if faults else 0
 
 
@@ -184,6 +184,6 @@ def report(
     from itrd.bench.report import write_report
 
     for path in write_report(ledger, Path(out), Path(zoo)):
-        print(f"written {path} ({path.stat().st_size / 1e6:.1f} MB)")
+        print(f"written {path} ({path.stat().st_size:,} bytes)")
     for problem in ledger.unreadable.values():
         print(f"itrd: left out: {problem}", file=sys.stderr)

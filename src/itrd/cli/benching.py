@@ -26,8 +26,13 @@ def told(report: Report) -> int:
     for cell, error in report.failed.items():
         print(f"failed: {cell.name}: {error}", file=sys.stderr)
     why = {"budget": ", budget spent", "signal": ", asked to stop"}.get(report.stopped or "", "")
-    print(f"{len(report.done)} cells done, {report.left} left{why}")
+    print(f"{counted(len(report.done), 'cell')} done, {report.left} left{why}")
     return 1 if report.failed else 0
+
+
+def counted(number: int, what: str) -> str:
+    """A number of things for people: ``1 cell``, ``2 cells``."""
+    return f"{number} {what}{'s' * (number != 1)}"
 
 
 def duration(seconds: float) -> str:

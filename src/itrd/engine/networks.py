@@ -96,7 +96,12 @@ def load_network(spec: str) -> TrainedNetwork:
             )
     else:
         arch, path = "", Path(spec)
+        if not path.exists():
+            hubs.check_prefix(spec)
     if path.is_dir():
+        runs = sorted(path.glob("seed*/last.safetensors"))
+        if runs and not (path / "last.safetensors").is_file():
+            raise CheckpointError(f"{path} holds several runs; name one of them, as in {runs[0].parent}")
         if (path / "config.yaml").is_file() and not (path / "last.safetensors").is_file():
             raise CheckpointError(f"the run in {path} is not finished; continue it with --resume first")
         path = path / "last.safetensors"
@@ -117,8 +122,8 @@ def load_network(spec: str) -> TrainedNetwork:
         )
     if not trained_here and arch not in list_models():
         raise UserError(
-            f"cannot tell the architecture of {path}; write NAME:{path}, NAME from `itrd models`"
-            + (f", or {arch}@{path}" if hubs.is_hub(arch) else "")
+            f"cannot tell the architecture of {path}; write NAME:{path}, NAME from `itrd models`, or "
+            + (f"{arch}@{path}" if hubs.is_hub(arch) else f"timm:NAME@{path} for a network of timm")
         )
     net: nn.Module
     if trained_here:

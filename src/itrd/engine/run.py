@@ -90,6 +90,7 @@ def check_name(name: str) -> None:
     if hubs.is_hub(name):
         hubs.check(name)
     else:
+        hubs.check_prefix(name)
         with torch.device("meta"):
             create_model(name)
 

@@ -18,10 +18,11 @@ from itrd.engine.hubs._library import Library, Preprocessing
 from itrd.engine.hubs._timm import Timm
 from itrd.engine.hubs._torchvision import Torchvision
 from itrd.engine.hubs._transformers import Transformers
-from itrd.errors import CheckpointError, UserError
+from itrd.errors import CheckpointError, UnknownNameError, UserError
+from itrd.models import list_models
 from itrd.models.observe import last_linear
 
-__all__ = ["PRETRAINED", "HubNetwork", "Preprocessing", "build", "check", "is_hub"]
+__all__ = ["PRETRAINED", "HubNetwork", "Preprocessing", "build", "check", "check_prefix", "is_hub"]
 
 PRETRAINED = "pretrained"
 _LIBRARIES: dict[str, Library] = {"timm": Timm(), "torchvision": Torchvision(), "hf": Transformers()}
@@ -62,6 +63,19 @@ class _Spec:
 def is_hub(spec: str) -> bool:
     """Whether a name begins with one of the libraries."""
     return spec.partition(":")[0] in _LIBRARIES and ":" in spec
+
+
+def check_prefix(spec: str) -> None:
+    """Refuse a name that begins, before a colon, with neither a library nor a network of this package.
+
+    Raises:
+        UnknownNameError: it does.
+    """
+    prefix, colon, _ = spec.partition(":")
+    known = [*_LIBRARIES, *list_models()]
+    if colon and "/" not in prefix and prefix not in known:
+        hint = f"known: {', '.join(_LIBRARIES)} and the names of `itrd models`"
+        raise UnknownNameError("prefix", prefix, known, hint=hint)
 
 
 def check(spec: str) -> None:
