@@ -43,7 +43,7 @@ from torch import Tensor
 import itrd
 from itrd.engine.device import autocast, resolve_device, set_float32
 from itrd.engine.provenance import provenance
-from itrd.errors import UserError
+from itrd.errors import UserError, first_line
 from itrd.methods import Batch, Method, Setup, create_method, list_methods, method_class
 from itrd.models import FeatureNet, Outputs, create_model
 
@@ -192,7 +192,7 @@ def measure(
                     continue
                 line |= summary(bench.times(compute, repeats), bench.peak(compute))
             except (UserError, RuntimeError) as error:
-                line["reason"] = str(error).splitlines()[0]
+                line["reason"] = first_line(error)
             lines.append(line)
     steps += bench.times(bench.step, repeats)
     return {

@@ -34,7 +34,7 @@ from itrd.engine.metrics import accuracy_text
 from itrd.engine.networks import load_network
 from itrd.errors import RunFolderError, UserError
 from itrd.export.bundle import export_trained
-from itrd.export.card import model_card
+from itrd.export.card import _output, model_card
 from itrd.export.hub import push_export
 from itrd.export.lineage import published, record_of
 from itrd.export.programs import Classifier, compare
@@ -138,6 +138,7 @@ def test_card_and_config_tell_the_lineage(exported: Path, student: Path, teacher
         record["provenance"]["torch"],
         f"| after the last epoch (these weights) | {record['last']['test']['top1']:.2f} |",
         f"| best epoch, chosen on the test set | {record['best']['test']['top1']:.2f} |",
+        "(batch, 10); the largest is the class. In order: `zero`, `one`, `two`,",
     ):
         assert said in text
     for name, entry in json.loads((exported / "config.json").read_text())["files"].items():
@@ -220,6 +221,18 @@ def test_moving_average_and_folder_of_images() -> None:
     matter = yaml.safe_load(text.split("---")[1])
     assert matter["model-index"][0]["results"][0]["metrics"][0]["value"] == 60.0
     assert "datasets" not in matter  # no name that the Hub knows
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["cat", "a`b\nc"], "In order: `cat`, `a'b c`."),
+        (["cat"], "not recorded"),
+        (list(map(str, range(30))), "`class_names` in"),
+    ],
+)
+def test_card_names_the_classes(names: list[str], said: str) -> None:
+    assert said in _output({"num_classes": max(2, len(names)), "class_names": names})
 
 
 def test_accuracy_among_the_first_five_is_told_where_there_are_more_classes() -> None:

@@ -81,6 +81,7 @@ def export_model(
     record: Mapping[str, Any] | None = None,
     which: str = "last",
     licence: str = "unknown",
+    class_names: Sequence[str] = (),
 ) -> Exported:
     """Write a network, with a card that says where it comes from, into a folder.
 
@@ -100,6 +101,7 @@ def export_model(
         record: the run that the weights are from, as :attr:`itrd.engine.record.Result.record` has it.
         which: of the run's weights: ``last``, ``best``, or ``ema``, the moving average after the last epoch.
         licence: of the weights, as the Hugging Face Hub names licences.
+        class_names: in the order of the logits (default: what the record says).
 
     Returns:
         The file, and how it compares.
@@ -125,6 +127,7 @@ def export_model(
         "format": CONFIG_FORMAT,
         "arch": getattr(net, "arch", "") or type(net).__name__,
         "num_classes": num_classes,
+        "class_names": list(class_names or known.get("class_names", ())),
         "parameters": sum(p.numel() for p in net.parameters()),
         "image_shape": list(image_shape),
         "mean": None if mean is None else list(mean),
@@ -201,6 +204,7 @@ def export_trained(
         record=record,
         which=which,
         licence=licence,
+        class_names=network.class_names,
     )
 
 

@@ -22,6 +22,9 @@ _WEIGHTS = {
 }
 
 
+_SHOWN_CLASSES = 20
+
+
 def model_card(config: Config) -> str:
     """Write the card of an export from its ``config.json``."""
     record = config["record"] or {}
@@ -35,6 +38,8 @@ def model_card(config: Config) -> str:
         _table(_lineage(config, record)),
         "## Input",
         _input(config),
+        "## Output",
+        _output(config),
         "## Files",
         _files(config),
         "## Use",
@@ -160,6 +165,17 @@ def _input(config: Config) -> str:
             + f". Not for {', '.join(baked)}: there this is part of the program, which takes pixels in [0, 1]."
         )
     return text + "."
+
+
+def _output(config: Config) -> str:
+    text = f"Logits, float32, (batch, {config['num_classes']}); the largest is the class."
+    names = config.get("class_names", [])
+    if len(names) != config["num_classes"]:
+        return f"{text} The names of the classes are not recorded."
+    if len(names) > _SHOWN_CLASSES:
+        return f"{text} Their names, in order, are `class_names` in `config.json`."
+    shown = (" ".join(str(name).replace("`", "'").split()) for name in names)
+    return f"{text} In order: {', '.join(map(_code, shown))}."
 
 
 def _files(config: Config) -> str:
