@@ -14,7 +14,6 @@ from torch import nn
 from transformers import ViTConfig, ViTForImageClassification
 
 import itrd
-from itrd.data import ImageDataset
 
 
 def teacher_network(classes: int) -> nn.Module:
@@ -31,7 +30,7 @@ def student_network(classes: int) -> nn.Module:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, classes))
 
 
-def train_teacher(net: nn.Module, data: ImageDataset, epochs: int) -> None:
+def train_teacher(net: nn.Module, data: itrd.data.ImageDataset, epochs: int) -> None:
     """Train on labels with AdamW, which transformers need."""
     images = (torch.tensor(data.train.images) / 255 - torch.tensor(data.mean).view(3, 1, 1)) / torch.tensor(
         data.std

@@ -20,7 +20,7 @@ from itrd.data.datasets import ImageDataset
 from itrd.data.opening import Reading, read_dataset
 from itrd.engine.checkpoint import sha256_of_weights
 from itrd.engine.config import DistillConfig, RunConfig, TrainConfig
-from itrd.engine.device import resolve_device, set_float32
+from itrd.engine.device import be_deterministic, resolve_device, set_float32
 from itrd.engine.evaluate import evaluate as _evaluate
 from itrd.engine.networks import TrainedNetwork, load_network
 from itrd.engine.place import place_split, place_test, plain_view
@@ -218,6 +218,8 @@ def evaluate(
 def _generators_kept(config: RunConfig) -> Iterator[None]:
     """Leave the global random generators, which a run seeds, as they were."""
     device = resolve_device(config.device)
+    if config.deterministic:
+        be_deterministic(device)  # before the generator's state is read, which is a first use of a GPU
     before = generators(device)
     try:
         yield

@@ -19,6 +19,7 @@ import itrd
 from itrd.engine import trainer as engine
 from itrd.engine.checkpoint import read_weights
 from itrd.engine.config import TrainConfig
+from itrd.engine.device import be_deterministic
 from itrd.engine.run import prepare_train
 from itrd.engine.state import generators, restore_generators, seed_generators
 from itrd.engine.step import Stepper
@@ -65,6 +66,40 @@ def test_calls_from_python_leave_the_generators_alone() -> None:
     with pytest.raises(UserError):
         itrd.distill("absent", "resnet8", "digits", **small)
     assert drawn() == undisturbed[1]
+
+
+@pytest.mark.usefixtures("_as_before")
+@pytest.mark.parametrize("variable", [None, ":4096:8"])
+@pytest.mark.parametrize("used", [False, True])
+def test_a_gpu_that_was_used_before(
+    variable: str | None, used: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """cuBLAS looks at its variable once, at the first matrix product."""
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    if variable is not None:
+        monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", variable)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: used)
+    if used and variable is None:
+        with pytest.raises(UserError, match="comes too late for this process"):
+            be_deterministic(torch.device("cuda"))
+    else:
+        be_deterministic(torch.device("cuda"))
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+
+
+@pytest.mark.usefixtures("_as_before")
+def test_from_python_the_variable_is_set_before_a_generator_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    there = []
+
+    def watched(device: torch.device) -> Any:
+        there.append("CUBLAS_WORKSPACE_CONFIG" in os.environ)
+        return generators(device)
+
+    monkeypatch.setattr(itrd.api, "generators", watched)
+    with pytest.raises(UserError):
+        itrd.distill("absent", "resnet8", "digits", deterministic=True)
+    assert there == [True]
 
 
 def noisy(patch: pytest.MonkeyPatch) -> None:

@@ -89,9 +89,8 @@ def test_overheads_are_relative_to_the_step() -> None:
 
 
 def guide() -> str:
-    """The method in docs/add-a-method.md."""
+    """The method in docs/add-a-method.md, its first block."""
     blocks = re.findall(r"```python\n(.*?)```", (DOCS / "add-a-method.md").read_text(encoding="utf-8"), re.S)
-    assert len(blocks) == 1
     return blocks[0]
 
 

@@ -17,6 +17,7 @@ from torch.autograd.function import FunctionCtx
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from itrd.engine.config import RunConfig
+from itrd.engine.device import be_deterministic
 from itrd.engine.launch import Launch, launched
 from itrd.errors import PeerError, UserError, first_line
 
@@ -203,6 +204,8 @@ def join(config: C) -> tuple[Team, C]:
     if launch.size == 1:
         return ALONE, config
     device = own_device(config.device, launch)
+    if config.deterministic:
+        be_deterministic(device)  # before a GPU is used for the first time
     return _join(device.type, launch), replace(config, device=str(device))
 
 
