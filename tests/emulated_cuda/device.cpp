@@ -122,7 +122,7 @@ auto* const pinned_allocator = new PinnedAllocator;
 // ---- Random numbers -----------------------------------------------------------------------------
 
 struct DeviceGenerator : c10::GeneratorImpl {
-  at::Generator host = at::detail::createCPUGenerator();
+  at::Generator host = at::detail::createCPUGenerator();  // a reference, which others may share
 
   explicit DeviceGenerator(DeviceIndex index)
       : GeneratorImpl(Device(DeviceType::CUDA, index), DispatchKeySet(DispatchKey::CUDA)) {}
@@ -140,6 +140,14 @@ struct DeviceGenerator : c10::GeneratorImpl {
   }
   c10::intrusive_ptr<c10::TensorImpl> get_state() const override {
     return outside_capture().unsafeGetGeneratorImpl()->get_state();
+  }
+  void graphsafe_set_state(const c10::intrusive_ptr<c10::GeneratorImpl>& state) override {
+    host = static_cast<DeviceGenerator*>(state.get())->host;
+  }
+  c10::intrusive_ptr<c10::GeneratorImpl> graphsafe_get_state() const override {
+    auto state = c10::make_intrusive<DeviceGenerator>(device().index());
+    state->host = host;
+    return state;
   }
   GeneratorImpl* clone_impl() const override {
     auto* copy = new DeviceGenerator(device().index());
@@ -197,6 +205,7 @@ struct EmulatedHooks : CUDAHooksInterface {
   explicit EmulatedHooks(CUDAHooksArgs) {}
   void init() const override {}
   bool hasCUDA() const override { return true; }
+  bool isBuilt() const override { return true; }
   bool isAvailable() const override { return true; }
   bool hasPrimaryContext(DeviceIndex) const override { return true; }
   DeviceIndex deviceCount() const override { return device_count(); }
@@ -418,23 +427,31 @@ class Call {
         "Expected all tensors to be on the same device, but found at least two devices, ",
         owners_[0].device(), " and ", tensor.device(), " (", name_, ")");
     index_ = tensor.device().index();
+    const auto alias = alias_of(tensor);
+    // Batch norms write statistics that their schemas do not name as written.
+    if (is_written(argument) || argument.name().rfind("running_", 0) == 0) {
+      written_.push_back(alias);
+    }
+    return alias;
+  }
+
+  static bool is_written(const c10::Argument& argument) {
+    return argument.alias_info() && argument.alias_info()->isWrite();
+  }
+
+  Tensor alias_of(const Tensor& tensor) {
     for (size_t i = 0; i < owners_.size(); i++) {
       if (owners_[i].is_same(tensor)) {
         return aliases_[i];
       }
     }
     const auto& storage = tensor.storage();
-    Storage alias(
+    Storage memory(
         Storage::use_byte_size_t(), storage.nbytes(),
         c10::DataPtr(const_cast<void*>(storage.data()), Device(DeviceType::CPU)),
         c10::GetCPUAllocator(), /*resizable=*/true);
     owners_.push_back(tensor);
-    aliases_.push_back(tensor_over(std::move(alias), DispatchKey::CPU, tensor));
-    // Batch norms write statistics that their schemas do not name as written.
-    if ((argument.alias_info() && argument.alias_info()->isWrite()) ||
-        argument.name().rfind("running_", 0) == 0) {
-      written_.push_back(aliases_.back());
-    }
+    aliases_.push_back(tensor_over(std::move(memory), DispatchKey::CPU, tensor));
     return aliases_.back();
   }
 
@@ -448,9 +465,8 @@ class Call {
       waits_ = true;
       return tensor;
     }
-    const bool writes = argument.alias_info() && argument.alias_info()->isWrite();
     TORCH_CHECK(
-        tensor.dim() == 0 && !writes && !strict.count(name_),
+        tensor.dim() == 0 && !is_written(argument) && !strict.count(name_),
         "Expected all tensors to be on the same device, but found at least two devices, cuda:0 and "
         "cpu! (", name_, ", tensor of shape ", tensor.sizes(), ")");
     // A graph keeps the number that it was recorded with.
