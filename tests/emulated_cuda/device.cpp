@@ -1,9 +1,9 @@
 // A device named "cuda" whose memory is the host's: __init__.py says what it shows and what not.
 //
-// Its tensors are real ones, with the dispatch key CUDA. An operator that is called on them runs its
-// CPU kernel on aliases, CPU tensors over the same memory, after what a GPU would refuse has been
-// refused. While a graph is captured, calls are noted down as well, and what they have written is
-// undone at its end; a replay makes the same calls again.
+// Its tensors are real ones, with the dispatch key CUDA. An operator that is called on them runs
+// its CPU kernel on aliases, CPU tensors over the same memory, after what a GPU would refuse has
+// been refused. While a graph is captured, calls are noted down as well, and what they have
+// written is undone at its end; a replay makes the same calls again.
 
 #include <ATen/ATen.h>
 #include <ATen/CPUGeneratorImpl.h>
@@ -158,7 +158,7 @@ struct DeviceGenerator : c10::GeneratorImpl {
   uint64_t get_offset() const override { TORCH_CHECK(false, "offsets are not emulated"); }
 };
 
-at::Generator& default_generator(int64_t index) {
+at::Generator default_generator(int64_t index) {
   static auto* all = [] {
     auto* made = new std::vector<at::Generator>;
     for (DeviceIndex i = 0; i < device_count(); i++) {
@@ -186,13 +186,6 @@ struct DeviceGuard : c10::impl::DeviceGuardImplInterface {
     return c10::Stream(c10::Stream::DEFAULT, Device(DeviceType::CUDA, index));
   }
   c10::Stream exchangeStream(c10::Stream stream) const override { return stream; }
-  void record(void** event, const c10::Stream&, const DeviceIndex, const c10::EventFlag)
-      const override {
-    static int recorded;
-    *event = &recorded;
-  }
-  void block(void*, const c10::Stream&) const override {}
-  bool queryEvent(void*) const override { return true; }
 };
 
 C10_REGISTER_GUARD_IMPL(CUDA, DeviceGuard)
@@ -204,17 +197,8 @@ namespace at {  // where the macro below expects it
 struct EmulatedHooks : CUDAHooksInterface {
   explicit EmulatedHooks(CUDAHooksArgs) {}
   void init() const override {}
-  bool hasCUDA() const override { return true; }
   bool isBuilt() const override { return true; }
-  bool isAvailable() const override { return true; }
   bool hasPrimaryContext(DeviceIndex) const override { return true; }
-  DeviceIndex deviceCount() const override { return device_count(); }
-  DeviceIndex getCurrentDevice() const override { return current; }
-  DeviceIndex current_device() const override { return current; }
-  void setCurrentDevice(DeviceIndex index) const override { exchange_device(index); }
-  const Generator& getDefaultGenerator(DeviceIndex index) const override {
-    return default_generator(index_or_current(index));
-  }
   Generator getNewGenerator(DeviceIndex index) const override {
     return make_generator<DeviceGenerator>(index_or_current(index));
   }
@@ -400,8 +384,8 @@ class Call {
       return Device(DeviceType::CPU);
     }
     if (value.isGenerator() || argument.name() == "generator") {
-      const auto& ours = default_generator(index_ < 0 ? current : index_);
-      const auto& given = value.isGenerator() ? value.toGenerator() : ours;
+      const auto ours = default_generator(index_ < 0 ? current : index_);
+      const auto given = value.isGenerator() ? value.toGenerator() : ours;
       TORCH_CHECK(given.device().is_cuda(), "Expected a 'cuda' device type for generator");
       TORCH_CHECK(
           !capturing || given == ours,
@@ -488,7 +472,8 @@ class Call {
     for (size_t i = 0; i < owners_.size(); i++) {
       const Tensor &owner = owners_[i], &alias = aliases_[i];
       if (alias.storage().data() != owner.storage().data()) {
-        TORCH_CHECK(!capturing || !owner.storage().nbytes(), name_, " resizes what a graph refers to");
+        TORCH_CHECK(
+            !capturing || !owner.storage().nbytes(), name_, " resizes what a graph refers to");
         auto* storage = owner.storage().unsafeGetStorageImpl();
         storage->set_data_ptr_noswap(on_device(alias.storage().data(), alias.storage(), index_));
         storage->set_nbytes(alias.storage().nbytes());
@@ -620,7 +605,7 @@ TORCH_LIBRARY_IMPL(aten, CUDA, m) {
 TORCH_LIBRARY(emulated_cuda, m) {
   m.def("current_device() -> int", []() -> int64_t { return current; });
   m.def("set_device(int index) -> ()", [](int64_t index) { exchange_device(index); });
-  m.def("default_generator(int index) -> Generator?", [](int64_t i) { return default_generator(i); });
+  m.def("default_generator(int index) -> Generator?", &default_generator);
   m.def("refuse_waits(bool value) -> ()", [](bool value) { refuse_waits = value; });
   m.def("refuse_in_capture(str what) -> ()", [](std::string what) { refuse_in_capture(what); });
   m.def("is_capturing() -> bool", []() -> bool { return capturing; });

@@ -170,7 +170,7 @@ def graph(
             yield
         except BaseException:
             DEVICE.forget(DEVICE.capture_end())
-            raise RuntimeError("CUDA error: operation failed due to a previous error during capture")  # noqa: B904
+            raise RuntimeError("CUDA error: operation failed due to a previous error during capture")  # noqa: B904 - with that
         cuda_graph.number = DEVICE.capture_end()
 
 
