@@ -169,8 +169,8 @@ def graph(
         try:
             yield
         except BaseException:
-            DEVICE.forget(DEVICE.capture_end())
-            raise RuntimeError("CUDA error: operation failed due to a previous error during capture")  # noqa: B904 - with that
+            DEVICE.forget(DEVICE.capture_end())  # ending it fails, too, and says less
+            raise RuntimeError("CUDA error: operation failed due to a previous error during capture")  # noqa: B904
         cuda_graph.number = DEVICE.capture_end()
 
 
