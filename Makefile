@@ -9,7 +9,7 @@ DEV    := $(VENV)/.itrd-dev
 
 TOOLS  := $(VENV)-tools
 
-.PHONY: quickstart test test-slow reliability lint format docs lock audit sbom env clean
+.PHONY: quickstart test test-slow test-emulated reliability lint format docs lock audit sbom env clean
 
 quickstart: $(STAMP)
 	$(BIN)/itrd quickstart
@@ -19,6 +19,10 @@ test: $(DEV) lint
 
 test-slow: $(DEV)
 	$(BIN)/python -m pytest -m slow
+
+# The tests for GPUs, on one that is emulated (tests/emulated_cuda): about two minutes on two cores, with g++.
+test-emulated: $(DEV)
+	ITRD_EMULATED_CUDA=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m gpu -n 2
 
 # The figures of docs/reliability.md: about half an hour on two cores.
 reliability: $(DEV)

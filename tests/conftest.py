@@ -8,6 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+if os.environ.get("ITRD_EMULATED_CUDA"):
+    import emulated_cuda
+
+    emulated_cuda.install()  # before torch is imported, and looks for a GPU
+
 import torch
 
 HAS_GPU = torch.cuda.is_available
