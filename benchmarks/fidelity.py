@@ -32,8 +32,7 @@ from itrd.data.datasets import ImageDataset
 from itrd.data.device import DeviceImages
 from itrd.data.plan import plan_epoch
 from itrd.engine.device import autocast, fast_precision, resolve_device
-from itrd.engine.networks import load_network
-from itrd.engine.run import starting_network
+from itrd.engine.networks import load_network, starting_network
 from itrd.engine.task import DistillTask
 from itrd.methods import Batch
 from itrd.stats import paired_difference, summarize

@@ -22,18 +22,11 @@ from itrd.engine.checkpoint import sha256_of_weights
 from itrd.engine.config import DistillConfig, RunConfig, TrainConfig
 from itrd.engine.device import be_deterministic, resolve_device, set_float32
 from itrd.engine.evaluate import evaluate as _evaluate
-from itrd.engine.networks import TrainedNetwork, load_network
+from itrd.engine.inputs import adapted, get_data, get_test_data, size_for
+from itrd.engine.networks import TrainedNetwork, given_network, load_network
 from itrd.engine.place import place_split, place_test, plain_view
 from itrd.engine.record import Result
-from itrd.engine.run import (
-    adapted,
-    get_data,
-    get_test_data,
-    given_network,
-    prepare_distill,
-    prepare_train,
-    size_for,
-)
+from itrd.engine.run import prepare_distill, prepare_train
 from itrd.engine.state import generators, restore_generators
 from itrd.errors import UnknownNameError, UserError
 from itrd.methods import Method, Objective, create_objective

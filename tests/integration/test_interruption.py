@@ -15,6 +15,7 @@ import kill  # the harness that `make reliability` runs at full length
 import pytest
 
 from itrd.cli import main
+from itrd.engine import inputs
 from itrd.engine import run as engine_run
 from itrd.engine import trainer as engine_trainer
 from itrd.engine.log import Quiet
@@ -46,7 +47,7 @@ def signalling(function: Callable[..., Any], number: int, call: int) -> Callable
 
 # Where the signal arrives: object, attribute, number of the call, and whether there is a run to resume then.
 MOMENTS: dict[str, tuple[Any, str, int, bool]] = {
-    "data loading": (engine_run, "read_dataset", 1, False),
+    "data loading": (inputs, "read_dataset", 1, False),
     "the evaluation of the teacher": (engine_run, "evaluate", 1, False),
     "opening the logs": (engine_trainer, "EpochLog", 1, True),
     "the first stage": (Quiet, "step", 2, True),

@@ -24,8 +24,7 @@ from itrd.engine.checkpoint import (
     save_weights,
 )
 from itrd.engine.files import write_atomically
-from itrd.engine.networks import architecture_from_path, load_network
-from itrd.engine.run import check_name
+from itrd.engine.networks import architecture_from_path, check_name, load_network
 from itrd.errors import CheckpointError, UserError
 from itrd.models import create_model
 

@@ -26,8 +26,7 @@ from torch import Tensor, nn
 import itrd
 from itrd.engine import hubs
 from itrd.engine.files import sha256_of
-from itrd.engine.networks import load_network
-from itrd.engine.run import starting_network
+from itrd.engine.networks import load_network, starting_network
 from itrd.errors import CheckpointError, UnknownNameError, UserError
 
 TORCHVISION = "shufflenet_v2_x0_5"

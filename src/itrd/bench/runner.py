@@ -25,10 +25,11 @@ from itrd.data.datasets import ImageDataset
 from itrd.data.opening import Reading
 from itrd.engine.config import DistillConfig, RunConfig, TrainConfig
 from itrd.engine.files import read_json
+from itrd.engine.inputs import get_data
 from itrd.engine.interrupt import received
 from itrd.engine.networks import TrainedNetwork, load_network
 from itrd.engine.record import Epoch
-from itrd.engine.run import get_data, prepare_distill, prepare_train
+from itrd.engine.run import prepare_distill, prepare_train
 from itrd.engine.together import Seat
 from itrd.engine.trainer import Interrupted, Trainer
 from itrd.engine.zoo import ZOO

@@ -55,9 +55,9 @@ def measure(
         label_column: column of a table that holds the labels (default: as in training).
     """
     from itrd.api import evaluate
+    from itrd.engine.inputs import get_test_data
     from itrd.engine.metrics import accuracy_text
     from itrd.engine.networks import load_network
-    from itrd.engine.run import get_test_data
 
     network = load_network(model)
     dataset = get_test_data(

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from itrd.data.datasets import ImageDataset
 from itrd.engine import hubs, zoo
 from itrd.engine.checkpoint import MAX_CLASSES, classes_in, load_into, read_weights
 from itrd.engine.files import sha256_of
+from itrd.engine.record import Result
 from itrd.errors import CheckpointError, UserError
 from itrd.models import BENCHMARK_MODELS, create_model, list_models
+from itrd.seeds import derive
 
 PUBLISHED = "save/models/{name}_vanilla/ckpt_epoch_240.pth"
 
@@ -187,3 +191,56 @@ def architecture_from_path(path: str | Path) -> str | None:
     pieces = Path(path).parent.name.split("_")
     name = "_".join(pieces[:3]) if pieces[0] == "wrn" else pieces[0]
     return name if name in list_models() else None
+
+
+def starting_network(name: str, num_classes: int, seed: int) -> tuple[nn.Module, dict[str, Any]]:
+    """Create a network to be trained; its fresh weights are a function of the seed.
+
+    Returns:
+        The network, and for the run's record where its weights come from, if they are not all fresh.
+    """
+    torch.manual_seed(derive(seed, "weights"))
+    if not hubs.is_hub(name):
+        return create_model(name, num_classes), {}
+    hub = hubs.build(name, num_classes)
+    return hub.net, {"student": {"arch": hub.arch, "source": hub.source, "sha256": hub.sha256}}
+
+
+def given_network(role: str, net: Any, *, names: bool = True) -> Any:
+    """Return a network that is given in Python, or as text where its name, folder or file is given.
+
+    Args:
+        role: what an error calls it.
+        net: what is given.
+        names: whether text is accepted.
+
+    Raises:
+        UserError: it is neither.
+    """
+    if isinstance(net, nn.Module):
+        return net
+    if names and isinstance(net, (str, os.PathLike)):
+        return os.fspath(net)
+    what, advice = type(net).__name__, ""
+    if isinstance(net, type):
+        what, advice = f"the class {net.__name__}", f"; make one with {net.__name__}(...)"
+    elif isinstance(net, Result):
+        advice = "; the trained network is its .student"
+    elif isinstance(net, Mapping):
+        advice = "; load weights into a network with load_state_dict() and give that"
+    accepted = "a network (torch.nn.Module)" + ", or a name or path of one" * names
+    raise UserError(f"the {role} must be {accepted}, not {what}{advice}")
+
+
+def check_name(name: str) -> None:
+    """Refuse a wrong name of a network before anything is read.
+
+    Raises:
+        UserError: there is no such network.
+    """
+    if hubs.is_hub(name):
+        hubs.check(name)
+    else:
+        hubs.check_prefix(name)
+        with torch.device("meta"):
+            create_model(name)

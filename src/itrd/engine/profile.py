@@ -16,8 +16,9 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from itrd.engine.config import DistillConfig, RunConfig
+from itrd.engine.inputs import find_teacher, get_data
 from itrd.engine.record import Epoch
-from itrd.engine.run import find_teacher, get_data, prepare
+from itrd.engine.run import prepare
 from itrd.engine.trainer import Trainer
 
 # The parts of a step that the engine marks, in the order they run.

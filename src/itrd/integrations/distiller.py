@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from itrd.engine.networks import load_network
-from itrd.engine.run import given_network
+from itrd.engine.networks import given_network, load_network
 from itrd.engine.task import DistillTask, StepOutput
 from itrd.errors import UserError
 from itrd.methods import create_objective

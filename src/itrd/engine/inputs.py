@@ -1,0 +1,232 @@
+"""What a run needs from outside, images and a trained network, and whether they belong together."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import fields, replace
+from os.path import realpath
+from typing import Any
+
+from itrd.data.datasets import ImageDataset, list_datasets
+from itrd.data.opening import Reading, read_dataset
+from itrd.engine import hubs
+from itrd.engine.config import DistillConfig, RunConfig
+from itrd.engine.networks import TrainedNetwork, load_network
+from itrd.errors import UserError
+from itrd.methods.objective import Objective
+from itrd.models import list_models
+from itrd.models.adapt import Adapted
+
+
+def get_data(config: RunConfig, given: Any = None, network: str | None = None) -> ImageDataset:
+    """Read and normalise a dataset as the settings ask for.
+
+    Args:
+        config: the settings.
+        given: an ImageDataset, which is taken whole; or another source of images (:mod:`itrd.data.opening`), or None
+            for the one that the settings name, which are cut to their subsets.
+        network: name of the network to be trained, if it is built by name: those of this package take 32 x 32 pixels,
+            which then is the default size.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    settings = {field.name: getattr(config, field.name) for field in fields(Reading)}
+    if config.image_size is None and not isinstance(given, ImageDataset):
+        settings["image_size"] = size_for(network)
+    reading = Reading(**settings)
+    return read_dataset(
+        config.data if given is None else given,
+        reading,
+        root=config.data_root,
+        download=config.download,
+        train_subset=config.train_subset,
+        test_subset=config.test_subset,
+    ).normalised(config.normalisation)
+
+
+def get_test_data(
+    network: TrainedNetwork,
+    data: Any = None,
+    *,
+    root: str = "data",
+    download: bool = False,
+    normalisation: str | None = None,
+    **settings: Any,
+) -> ImageDataset:
+    """Read images to test a trained network on, as those of its training were read where it tells.
+
+    Args:
+        network: what is to be tested.
+        data: a source of images (:mod:`itrd.data.opening`); None for the dataset that the network's file names.
+        root, download: as of :func:`itrd.data.opening.read_dataset`.
+        normalisation: ``dataset`` or ``imagenet``; None for what the file says.
+        settings: of :class:`itrd.data.opening.Reading`; None for what the file says.
+
+    Raises:
+        UserError: the network has other classes, or was trained on some of the test images.
+        DataError: the images cannot be read.
+    """
+    source = data_of(network) if data is None else data
+    asked = {key: value for key, value in settings.items() if value is not None}
+    if not isinstance(source, ImageDataset):
+        by_name = isinstance(source, (str, os.PathLike)) and was_trained_on(network, os.fspath(source))
+        usual = {"image_size": network.image_size or size_for(network.arch)}
+        asked = {**usual, **(network.reading if by_name else {}), **asked}
+    dataset = read_dataset(source, Reading(**asked), root=root, download=download, train=False)
+    check_classes(network, dataset)
+    check_held_out(network, dataset)
+    return dataset.normalised(normalisation or network.normalisation or dataset.normalisation)
+
+
+def find_teacher(
+    config: DistillConfig, given: TrainedNetwork | None = None, data: Any = None
+) -> tuple[DistillConfig, TrainedNetwork]:
+    """Load the teacher that the settings name, and complete them by what it says of its images: dataset, size.
+
+    Args:
+        config: the settings.
+        given: a teacher that is there already.
+        data: a source of images that is there already; None for the one that the settings name.
+
+    Raises:
+        UserError: no teacher is named, or it does not tell its dataset and the settings do not either.
+    """
+    if not config.teacher and given is None:
+        raise UserError("name a teacher with --teacher, or a file of its logits with --teacher_logits")
+    teacher = given or load_network(config.teacher)
+    if config.data is None and data is None:
+        config = replace(config, data=data_of(teacher))
+    return sized_for(teacher, config, data), teacher
+
+
+def data_of(network: TrainedNetwork) -> str:
+    """Name the dataset a network was trained on; the published teachers' files do not tell, and are CIFAR-100's.
+
+    Raises:
+        UserError: it cannot be told.
+    """
+    name = _whole(network.data or "")
+    if name:
+        return name
+    if network.num_classes == 100:
+        return "cifar100"
+    raise UserError(f"{network.source} does not say which dataset it was trained on; name it with --data")
+
+
+def was_trained_on(network: TrainedNetwork, data: str) -> bool:
+    """Whether a network's file says that it was trained on (a part of) this dataset, by name or by path."""
+    return network.data is not None and realpath(_whole(network.data)) == realpath(_whole(data))
+
+
+def _whole(name: str) -> str:
+    """Name of the dataset of which ``NAME[train=2000]`` is a part."""
+    return name.partition("[")[0]
+
+
+def size_for(network: str | None) -> int | None:
+    """Return the side of the images that a network takes: 32 for those of this package; None where it is not fixed."""
+    return 32 if network in list_models() else None
+
+
+def sized_for(teacher: TrainedNetwork, config: DistillConfig, data: Any) -> DistillConfig:
+    """Bring images to the size that the teacher was trained on, where neither settings nor dataset have one."""
+    has_size = isinstance(data, ImageDataset) or config.data in list_datasets()
+    if has_size or config.image_size is not None or teacher.image_size is None:
+        return config
+    return replace(config, image_size=teacher.image_size)
+
+
+def adapted(teacher: TrainedNetwork, data: ImageDataset, config: DistillConfig) -> TrainedNetwork:
+    """Put a converter of images before a teacher that expects others than the student gets.
+
+    What it expects is what the settings say, or else its library; where neither does, the student's images.
+
+    Raises:
+        UserError: mean or deviation is not one for each channel.
+    """
+    said = teacher.preprocessing or hubs.Preprocessing()
+    size = said.size if config.teacher_size is None else config.teacher_size
+    mean = tuple(config.teacher_mean or said.mean or data.mean)
+    std = tuple(config.teacher_std or said.std or data.std)
+    if not len(mean) == len(std) == len(data.mean):
+        raise UserError(
+            f"teacher_mean and teacher_std need a number for each of the {len(data.mean)} channels of {data.name}, "
+            f"got {list(mean)} and {list(std)}"
+        )
+    if size is None and (mean, std) == (tuple(data.mean), tuple(data.std)):
+        return teacher
+    net = Adapted(teacher.net, mean=data.mean, std=data.std, net_mean=mean, net_std=std, size=size)
+    return replace(teacher, net=net.eval())
+
+
+def check_classes(network: TrainedNetwork, data: ImageDataset, objective: Objective | None = None) -> bool:
+    """Refuse a network of another number of classes than the dataset's, where that cannot work.
+
+    Args:
+        network: whose classes count.
+        data: the dataset.
+        objective: what is learned from the network; None where its own accuracy is asked for.
+
+    Returns:
+        Whether the numbers are equal, so that the network's accuracy on the dataset means something.
+
+    Raises:
+        UserError: they differ, or the classes come in another order, and the objective reads the network's logits.
+    """
+    if network.num_classes == data.num_classes:
+        if objective is None or "logits" in objective.reads:
+            _check_order(network, data)
+        return True
+    if objective is None or "logits" in objective.reads:
+        given = network.source == "given"
+        source = f"the given teacher ({network.arch})" if given else network.source
+        reason = "" if objective is None else f"{objective.describe()} compares logits class by class, but "
+        advice = (
+            ""
+            if objective is None
+            else ", or a method that reads no logits (itrd, crd, rkd, pkt, similarity, hint)"
+        )
+        raise UserError(
+            f"{reason}{source} has {network.num_classes} classes and {data.name} has {data.num_classes}; "
+            f"choose a network trained on this dataset, or another --data{advice}"
+        )
+    return False
+
+
+def _check_order(network: TrainedNetwork, data: ImageDataset) -> None:
+    """Refuse a network that gives a class another number than the dataset does; other names alone are no matter."""
+    numbers = {name: number for number, name in enumerate(network.class_names)}
+    for number, name in enumerate(data.class_names):
+        if numbers.get(name, number) != number:
+            raise UserError(
+                f"class {name!r} is number {numbers[name]} for {network.source} and number {number} in {data.name}; "
+                "give the classes of the data the names that they had in training"
+            )
+
+
+def check_normalisation(network: TrainedNetwork, data: ImageDataset) -> None:
+    """Refuse a network that was trained on images normalised otherwise.
+
+    Raises:
+        UserError: they differ.
+    """
+    if network.normalisation not in (None, data.normalisation):
+        raise UserError(
+            f"{network.source} was trained on images normalised with the {network.normalisation} mean and deviation; "
+            f"add --normalisation {network.normalisation}, or choose another network"
+        )
+
+
+def check_held_out(network: TrainedNetwork, data: ImageDataset) -> None:
+    """Refuse to test a network on images that it was trained on, which happens where more are held out than then.
+
+    Raises:
+        UserError: some of the test images were among its training images.
+    """
+    then, now = network.reading.get("val_fraction"), data.facts.get("val_fraction")
+    if was_trained_on(network, data.name) and then is not None and now is not None and now > then:
+        raise UserError(
+            f"{network.source} was trained with {then:g} of each class held out for the test, and now it is {now:g}: "
+            f"some of these test images were trained on; use --val_fraction {then:g}"
+        )
