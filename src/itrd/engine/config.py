@@ -22,6 +22,9 @@ PROTOCOL_MILESTONES = (150, 180, 210)
 # Networks that the protocol trains at 0.01 instead of 0.05.
 SLOW_LEARNERS = ("MobileNetV2", "ShuffleV1", "ShuffleV2")
 
+# What a name of a network of another library begins with, before the colon (:mod:`itrd.engine.hubs`).
+LIBRARIES = ("timm", "torchvision", "hf")
+
 # Settings that say where and how a run executes, not what it computes.
 _INCIDENTAL = frozenset(
     {"teacher_table", "fill_table", "out", "resume", "device", "deterministic", "on_nonfinite", "capture"}
@@ -194,11 +197,18 @@ class RunConfig:
         """Name of the network that this run trains."""
         raise NotImplementedError
 
+    @property
+    def initial_weights(self) -> str | None:
+        """Where the name of the network to be trained says that its first weights come from; None for fresh ones."""
+        prefix, _, rest = self.trained_model.partition(":")
+        weights = rest.partition("@")[2] if prefix in LIBRARIES else rest
+        return weights or None
+
     def resolved(self) -> Self:
         """Return a copy in which every default that depends on other settings is written out."""
         rate = self.learning_rate
         if rate is None:
-            rate = 0.01 if self.trained_model in SLOW_LEARNERS else 0.05
+            rate = 0.01 if self.trained_model.partition(":")[0] in SLOW_LEARNERS else 0.05
         milestones = self.milestones
         if milestones is None and self.schedule == "step":
             scaled = (round(self.epochs * m / PROTOCOL_EPOCHS) for m in PROTOCOL_MILESTONES)
@@ -222,8 +232,8 @@ class RunConfig:
     def protocol(self) -> str:
         """Label the run: ``protocol`` for the published CIFAR-100 recipe, else ``custom``.
 
-        A precision other than the published fp32 is part of the label: ``protocol, bf16``. So are the clean track, and
-        logits of somebody else's teacher.
+        A precision other than the published fp32 is part of the label: ``protocol, bf16``. So are the clean track,
+        logits of somebody else's teacher, and a network that starts from weights of a file.
         """
         mine = self.resolved()
         defaults: dict[str, Any] = {
@@ -237,6 +247,8 @@ class RunConfig:
             deviations.append("clean track")
         if getattr(self, "teacher_logits", None) is not None:
             deviations.append("given logits")
+        if self.initial_weights is not None:
+            deviations.append("pretrained")
         return ", ".join(["protocol", *deviations])
 
 
@@ -254,7 +266,9 @@ class TrainConfig(RunConfig):
     """Train one network on labels alone.
 
     Args:
-        model: name of the network (`itrd models` lists them).
+        model: name of the network (`itrd models` lists them), with fresh weights; NAME:FILE or NAME:RUN_FOLDER to
+            start from trained ones. Or timm:NAME, torchvision:NAME, hf:ORG/NAME, with fresh weights unless @pretrained
+            or @FILE follows.
     """
 
     model: str
@@ -266,7 +280,7 @@ class TrainConfig(RunConfig):
 
     def run_name(self) -> str:
         """``data-model-seedN``."""
-        return f"{_tidy(str(self.data))}-{self.model}-seed{self.seed}"
+        return f"{_tidy(str(self.data))}-{_tidy_network(self.model)}-seed{self.seed}"
 
 
 @dataclass(kw_only=True)
@@ -278,8 +292,9 @@ class DistillConfig(RunConfig):
             does not tell the architecture, or the name of a network whose published checkpoint lies under
             save/models. Or a library's pretrained network: timm:NAME, torchvision:NAME, hf:ORG/NAME, each with
             @FILE for other weights.
-        student: name of the network to train (`itrd models` lists them), or timm:NAME, torchvision:NAME, hf:ORG/NAME,
-            with fresh weights unless @pretrained or @FILE follows.
+        student: name of the network to train (`itrd models` lists them), with fresh weights; NAME:FILE or
+            NAME:RUN_FOLDER to start from trained ones. Or timm:NAME, torchvision:NAME, hf:ORG/NAME, with fresh weights
+            unless @pretrained or @FILE follows.
         method: what to add to the cross-entropy: a method (`itrd methods` lists them), with settings as in
             itrd(alpha=1.5), or a weighted sum such as kd + 0.8*itrd or 0.1*ce + 0.9*kd.
         ce_weight: weight of the cross-entropy (default: the method's published weight; 1 in sums).
@@ -350,13 +365,21 @@ class DistillConfig(RunConfig):
 
     def run_name(self) -> str:
         """``data-teacher-student-method-seedN``."""
-        parts = (str(self.data), self.teacher or str(self.teacher_logits), self.student, self.method)
-        return "-".join([*map(_tidy, parts), f"seed{self.seed}"])
+        given = _tidy(str(self.data)), _tidy(self.teacher or str(self.teacher_logits))
+        return "-".join([*given, _tidy_network(self.student), _tidy(self.method), f"seed{self.seed}"])
 
 
 def _tidy(text: str) -> str:
     text = text.rstrip("/").rpartition("/")[2] if "/" in text else text
     return "".join(c if c.isalnum() or c in "_.=" else "_" for c in text).strip("_")
+
+
+def _tidy_network(name: str) -> str:
+    """Name the network, and behind it the file that its weights are from."""
+    prefix, _, rest = name.partition(":")
+    if prefix in LIBRARIES:
+        return _tidy(name)
+    return "_".join(map(_tidy, filter(None, (prefix, rest))))
 
 
 def milestone_rate(base: float, decay: float, milestones: list[int], epoch: int) -> float:

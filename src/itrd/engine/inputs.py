@@ -126,7 +126,7 @@ def _whole(name: str) -> str:
 
 def size_for(network: str | None) -> int | None:
     """Return the side of the images that a network takes: 32 for those of this package; None where it is not fixed."""
-    return 32 if network in list_models() else None
+    return 32 if network is not None and network.partition(":")[0] in list_models() else None
 
 
 def sized_for(teacher: TrainedNetwork, config: DistillConfig, data: Any) -> DistillConfig:

@@ -19,6 +19,7 @@ from itrd.engine.files import sha256_of
 from itrd.engine.record import Result
 from itrd.errors import CheckpointError, UserError
 from itrd.models import BENCHMARK_MODELS, create_model, list_models
+from itrd.models.observe import last_linear
 from itrd.seeds import derive
 
 PUBLISHED = "save/models/{name}_vanilla/ckpt_epoch_240.pth"
@@ -196,14 +197,38 @@ def architecture_from_path(path: str | Path) -> str | None:
 def starting_network(name: str, num_classes: int, seed: int) -> tuple[nn.Module, dict[str, Any]]:
     """Create a network to be trained; its fresh weights are a function of the seed.
 
+    Args:
+        name: as of :func:`check_name`.
+        num_classes: K; where trained weights are for another number, the classifier gets fresh ones.
+        seed: of the run.
+
     Returns:
         The network, and for the run's record where its weights come from, if they are not all fresh.
+
+    Raises:
+        CheckpointError: the weights are damaged, unsafe or of another network.
     """
     torch.manual_seed(derive(seed, "weights"))
-    if not hubs.is_hub(name):
+    if hubs.is_hub(name):
+        hub = hubs.build(name, num_classes)
+        return hub.net, _origin(hub)
+    if ":" not in name:
         return create_model(name, num_classes), {}
-    hub = hubs.build(name, num_classes)
-    return hub.net, {"student": {"arch": hub.arch, "source": hub.source, "sha256": hub.sha256}}
+    trained = load_network(name)
+    if trained.num_classes != num_classes:
+        fresh = create_model(trained.arch, num_classes)
+        path = last_linear(fresh)
+        assert path is not None
+        kept = {
+            key: value for key, value in trained.net.state_dict().items() if not key.startswith(f"{path}.")
+        }
+        fresh.load_state_dict(kept, strict=False)
+        return fresh, _origin(trained)
+    return trained.net.train(), _origin(trained)
+
+
+def _origin(found: TrainedNetwork | hubs.HubNetwork) -> dict[str, Any]:
+    return {"student": {"arch": found.arch, "source": found.source, "sha256": found.sha256}}
 
 
 def given_network(role: str, net: Any, *, names: bool = True) -> Any:
@@ -233,14 +258,28 @@ def given_network(role: str, net: Any, *, names: bool = True) -> Any:
 
 
 def check_name(name: str) -> None:
-    """Refuse a wrong name of a network before anything is read.
+    """Refuse a wrong name of a network to be trained before anything is read.
+
+    Args:
+        name: of a network of this package, or ``NAME:FILE`` or ``NAME:RUN_FOLDER`` with its first weights; or one of
+            :mod:`itrd.engine.hubs`.
 
     Raises:
         UserError: there is no such network.
+        CheckpointError: there is no such file.
     """
     if hubs.is_hub(name):
         hubs.check(name)
-    else:
-        hubs.check_prefix(name)
-        with torch.device("meta"):
-            create_model(name)
+        return
+    hubs.check_prefix(name)
+    arch, colon, path = name.partition(":")
+    if arch not in list_models() and Path(name).exists():
+        raise UserError(
+            f"{name} holds weights; to train a network that starts from them, name it too, as in resnet8:{name}"
+        )
+    with torch.device("meta"):
+        create_model(arch if colon else name)
+    if colon and not Path(path).exists():
+        raise CheckpointError(
+            f"no weights at {path}; give {arch}:FILE or {arch}:RUN_FOLDER, or {arch} alone for fresh ones"
+        )

@@ -17,6 +17,7 @@ from itrd.engine.evaluate import evaluate
 from itrd.engine.files import sha256_of
 from itrd.engine.folder import RunFolder
 from itrd.engine.given import GivenLogits
+from itrd.engine.hubs import is_hub
 from itrd.engine.inputs import (
     adapted,
     check_classes,
@@ -25,7 +26,7 @@ from itrd.engine.inputs import (
     find_teacher,
     get_data,
 )
-from itrd.engine.networks import TrainedNetwork, check_name, starting_network
+from itrd.engine.networks import TrainedNetwork, check_name, load_network, starting_network
 from itrd.engine.record import Epoch
 from itrd.engine.task import DistillTask
 from itrd.engine.team import Team, join
@@ -204,6 +205,10 @@ def _student(
     """Return the network to train, and where its weights come from, as :func:`starting_network`."""
     if given is not None:
         return given, {}
+    if config.initial_weights is not None and not is_hub(config.trained_model):
+        trained = load_network(config.trained_model)
+        check_normalisation(trained, data)
+        check_held_out(trained, data)
     return starting_network(config.trained_model, data.num_classes, config.seed)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from itrd.engine.checkpoint import read_weights
+from itrd.engine.config import LIBRARIES
 from itrd.engine.files import sha256_of
 from itrd.engine.hubs._library import Library, Preprocessing
 from itrd.engine.hubs._timm import Timm
@@ -25,7 +26,7 @@ from itrd.models.observe import last_linear
 __all__ = ["PRETRAINED", "HubNetwork", "Preprocessing", "build", "check", "check_prefix", "is_hub"]
 
 PRETRAINED = "pretrained"
-_LIBRARIES: dict[str, Library] = {"timm": Timm(), "torchvision": Torchvision(), "hf": Transformers()}
+_LIBRARIES: dict[str, Library] = dict(zip(LIBRARIES, (Timm(), Torchvision(), Transformers()), strict=True))
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,98 @@
+"""A network that is trained further: its name says where its first weights come from."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import itrd
+from itrd.cli import main
+from itrd.engine.config import DistillConfig, TrainConfig
+from itrd.engine.networks import check_name, load_network, starting_network
+from itrd.errors import CheckpointError, UserError
+from itrd.models import list_models
+
+SHORT: dict[str, Any] = {"epochs": 1, "train_subset": 64, "test_subset": 20, "device": "cpu"}
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "alone"
+    itrd.train("resnet8", "digits", out=str(out), **SHORT)
+    return out
+
+
+def test_a_run_without_steps_ends_with_the_weights_it_began_with(alone: Path, tmp_path: Path) -> None:
+    first = load_network(str(alone))
+    out = tmp_path / "further"
+    settings = ["--epochs", "1", "--train_subset", "64", "--test_subset", "20", "--device", "cpu"]
+    still = ["--learning_rate", "1e-30", "--weight_decay", "0"]
+    main(["train", "--model", f"resnet8:{alone}", "--out", str(out), *settings, *still])
+    found = load_network(str(out))
+    before, after = dict(first.net.named_parameters()), dict(found.net.named_parameters())
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    record = json.loads((out / "result.json").read_text())
+    assert record["student"]["sha256"] == first.sha256
+    assert record["student"]["arch"] == "resnet8"
+
+
+def test_a_student_starts_from_a_file_and_the_seed_does_not_change_it(alone: Path) -> None:
+    spec = f"resnet8:{alone / 'last.safetensors'}"
+    trained = load_network(spec).net.state_dict()
+    for seed in (0, 1):
+        net, lineage = starting_network(spec, 10, seed)
+        assert net.training
+        assert all(torch.equal(value, trained[key]) for key, value in net.state_dict().items())
+        assert lineage["student"]["source"].endswith("last.safetensors")
+
+
+@pytest.mark.parametrize("name", list_models())
+def test_other_classes_get_a_fresh_classifier_and_nothing_else(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    before = itrd.create_model(name, 7)
+    torch.save({"model": before.state_dict()}, tmp_path / "x.pth")
+    spec = f"{name}:{tmp_path / 'x.pth'}"
+    net, _ = starting_network(spec, 5, 0)
+    old, new = before.state_dict(), net.state_dict()
+    changed = {key for key, value in new.items() if value.shape != old[key].shape}
+    assert {key.rpartition(".")[2] for key in changed} <= {"weight", "bias"}
+    assert len({key.rpartition(".")[0] for key in changed}) == 1
+    assert all(torch.equal(new[key], old[key]) for key in new.keys() - changed)
+    again, other = starting_network(spec, 5, 0)[0], starting_network(spec, 5, 1)[0]
+    for key in changed:
+        assert torch.equal(new[key], again.state_dict()[key])
+    assert any(not torch.equal(new[key], other.state_dict()[key]) for key in changed)
+
+
+def test_wrong_names(alone: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"no weights at nowhere; give resnet8:FILE"):
+        check_name("resnet8:nowhere")
+    with pytest.raises(UserError, match=r"holds weights; to train a network that starts from them, name it too"):
+        check_name(str(alone))
+    with pytest.raises(CheckpointError, match=r"resnet20"):
+        starting_network(f"resnet20:{alone}", 10, 0)
+
+
+def test_weights_that_were_trained_on_test_images_are_refused(tmp_path: Path) -> None:
+    images = torch.randint(0, 256, (60, 3, 32, 32), dtype=torch.uint8)
+    data = torch.utils.data.TensorDataset(images, torch.arange(60) % 3)
+    itrd.train("resnet8", data, epochs=1, val_fraction=0.1, out=str(tmp_path / "a"), device="cpu")
+    itrd.train(f"resnet8:{tmp_path / 'a'}", data, epochs=1, val_fraction=0.1, device="cpu")
+    with pytest.raises(UserError, match="some of these test images were trained on"):
+        itrd.train(f"resnet8:{tmp_path / 'a'}", data, epochs=1, val_fraction=0.3, device="cpu")
+
+
+def test_the_label_of_the_protocol_and_the_rate_know_of_it() -> None:
+    fresh = DistillConfig(teacher="t", student="MobileNetV2", data="cifar100")
+    trained = DistillConfig(teacher="t", student="MobileNetV2:w.pth", data="cifar100")
+    assert (fresh.protocol(), trained.protocol()) == ("protocol", "protocol, pretrained")
+    assert fresh.resolved().learning_rate == trained.resolved().learning_rate == 0.01
+    assert TrainConfig(model="timm:resnet18", data="cifar100").initial_weights is None
+    assert TrainConfig(model="timm:resnet18@pretrained", data="cifar100").protocol() == "protocol, pretrained"
+    assert trained.run_name() == "cifar100-t-MobileNetV2_w.pth-itrd-seed0"
+    assert TrainConfig(model="resnet8:runs/a", data="cifar100").run_name() == "cifar100-resnet8_a-seed0"
