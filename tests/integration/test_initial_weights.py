@@ -72,7 +72,9 @@ def test_other_classes_get_a_fresh_classifier_and_nothing_else(name: str, tmp_pa
 def test_wrong_names(alone: Path) -> None:
     with pytest.raises(CheckpointError, match=r"no weights at nowhere; give resnet8:FILE"):
         check_name("resnet8:nowhere")
-    with pytest.raises(UserError, match=r"holds weights; to train a network that starts from them, name it too"):
+    with pytest.raises(
+        UserError, match=r"holds weights; to train a network that starts from them, name it too"
+    ):
         check_name(str(alone))
     with pytest.raises(CheckpointError, match=r"resnet20"):
         starting_network(f"resnet20:{alone}", 10, 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,9 @@ from itrd.engine.optimizer import make_optimizer, set_rate
 from itrd.engine.run import prepare_train
 from itrd.errors import UserError
 from itrd.methods import METHODS, Batch, create_objective
+from itrd.methods.base import Setup
 from itrd.models.base import Outputs
+from itrd.models.observe import observer
 from method_examples import SAMPLES, random_outputs, ready
 from team_worker import digits, outcome, prepared
 
@@ -192,20 +195,55 @@ def test_label_smoothing_is_in_the_cross_entropy(data: ImageDataset) -> None:
     assert float(terms["ce"]) == pytest.approx(float(-(smooth * log_p).sum(dim=1).mean()), rel=1e-12)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_compiled_networks_compute_the_same(
-    precision: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(("method", "precision"), [*((m, "fp32") for m in METHODS), ("itrd", "bf16")])
+def test_what_is_compiled_computes_the_same(
+    method: str, precision: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Traced as for the compiler, and then run by torch: the compiler itself takes a minute."""
     compile_ = torch.compile
     settings = {"epochs": 1, "batch_size": 16, "train_subset": 40, "test_subset": 20, "precision": precision}
     torch.manual_seed(0)
     teacher = itrd.create_model("resnet8", 10)
-    expected = itrd.distill(teacher, "resnet8", "digits", "itrd", **settings)
-    monkeypatch.setattr(compiled.torch, "compile", lambda observe: compile_(observe, backend="eager"))
-    found = itrd.distill(teacher, "resnet8", "digits", "itrd", **settings, compile=True)
+    expected = itrd.distill(teacher, "resnet8", "digits", method, **settings)
+    calls = []
+
+    def traced(function: Any) -> Any:
+        calls.append(function)
+        return compile_(function, backend="eager")
+
+    monkeypatch.setattr(compiled.torch, "compile", traced)
+    found = itrd.distill(teacher, "resnet8", "digits", method, **settings, compile=True)
+    assert len(calls) == 3  # student, teacher, loss
     assert found.last.train == pytest.approx(expected.last.train, rel=1e-5)
     assert "cannot be compiled" not in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+def test_losses_that_the_compiler_translated_compute_the_same(
+    method: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the kernels that the compiler makes, values and gradients."""
+    torch.manual_seed(0)
+    teacher, student = itrd.create_model("resnet20", 10).eval(), itrd.create_model("resnet8", 10)
+    objective = create_objective(method)
+    preact = objective.preact("reference")
+    images, labels = torch.rand(32, 3, 32, 32), torch.arange(32) % 10
+    with torch.no_grad():
+        seen = observer(student)(images, preact[0]), observer(teacher)(images, preact[1])
+    objective.setup(Setup(*seen, student, teacher, 10, labels.repeat(10)))
+    found = []
+    for compute in (copy.deepcopy(objective), compiled.Compiled(copy.deepcopy(objective), "loss")):
+        torch.manual_seed(1)
+        outputs = seen[0].map(lambda value: value.clone().requires_grad_())
+        loss, terms = compute(outputs, seen[1], Batch(labels, torch.arange(32)))
+        loss.backward()
+        values = [loss, *terms.values(), outputs.logits.grad, *(value.grad for value in outputs.maps)]
+        found.append([value for value in values if value is not None])
+    assert "cannot be compiled" not in capsys.readouterr().err
+    for plain, translated in zip(*found, strict=True):
+        atol = 1e-5 * float(plain.detach().abs().max())
+        torch.testing.assert_close(translated, plain, rtol=1e-4, atol=atol)
 
 
 def test_what_cannot_be_compiled_is_said_once_and_runs(
@@ -229,7 +267,8 @@ def test_what_cannot_be_compiled_is_said_once_and_runs(
     assert found == expected
     lines = [line for line in capsys.readouterr().err.splitlines() if "cannot be compiled" in line]
     assert lines == [
-        f"the {who} cannot be compiled (no compiler); it runs as it is" for who in ("teacher", "student")
+        f"the {who} cannot be compiled (no compiler); it runs as it is"
+        for who in ("teacher", "student", "loss")
     ]
 
 

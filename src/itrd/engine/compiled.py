@@ -1,40 +1,42 @@
-"""Networks compiled by torch.compile, and as they are where that fails."""
+"""Networks and losses compiled by torch.compile, and as they are where that fails."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from typing import Generic, ParamSpec, TypeVar
 
 import torch
-from torch import Tensor
 
 from itrd.errors import first_line
-from itrd.models.base import Outputs
-from itrd.models.observe import Observer
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
-class Compiled:
-    """Runs a network compiled; after the first failure, as it is.
+class Compiled(Generic[P, T]):
+    """Calls a function of tensors compiled; after the first failure, as it is.
 
     Args:
-        observe: runs the network, see :func:`itrd.models.observe.observer`.
+        function: what runs a network, or computes a loss.
         name: what the message about a failure calls it.
     """
 
-    def __init__(self, observe: Observer, name: str) -> None:
-        self._plain, self._name = observe, name
-        self._compiled: Observer | None = torch.compile(observe)
+    def __init__(self, function: Callable[P, T], name: str) -> None:
+        self._plain, self._name = function, name
+        self._compiled: Callable[P, T] | None = torch.compile(function)
 
-    def __call__(self, images: Tensor, preact: bool) -> Outputs:
-        """Run the network, as :data:`itrd.models.observe.Observer` says."""
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call the function."""
         if self._compiled is None:
-            return self._plain(images, preact)
+            return self._plain(*args, **kwargs)
         try:
-            return self._compiled(images, preact)
+            return self._compiled(*args, **kwargs)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # of any compiler on the way
-            outputs = self._plain(images, preact)  # what the network itself cannot do fails again
+            result = self._plain(*args, **kwargs)  # what the function itself cannot do fails again
             self._compiled = None
             reason = first_line(error)
             print(f"the {self._name} cannot be compiled ({reason}); it runs as it is", file=sys.stderr)
-            return outputs
+            return result

@@ -91,7 +91,7 @@ class RunConfig:
             precision.
         deterministic: equal bits from run to run on the same machine, also on a GPU, at the price of speed.
         on_nonfinite: what a loss or gradient that is not finite does: stop the run, or skip the step and count it.
-        compile: compile student and teacher with torch.compile.
+        compile: compile student, teacher and loss with torch.compile.
         sync_batch_norm: with several processes on GPUs, compute the student's batch norms over the whole batch.
         capture: on a GPU, record the training step once as a CUDA graph and replay it.
         channels_last: keep images and weights in channels-last order, which is faster on most hardware.

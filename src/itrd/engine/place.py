@@ -139,7 +139,7 @@ def place_task(
     if config.sync_batch_norm:
         nn.SyncBatchNorm.convert_sync_batchnorm(task.objective)  # the modules that it has just made
     if config.compile:
-        task.compile_networks()
+        task.compile_all()
 
 
 def open_table(

@@ -66,6 +66,7 @@ class DistillTask(nn.Module):
         self.objective = objective
         # Kept out of the module tree: not trained, not moved into train mode, not part of checkpoints.
         self._teacher = [teacher.eval().requires_grad_(False)] if teacher is not None else []
+        self._compiled_objective: Compiled | None = None
         self._student_preact, self._teacher_preact = objective.preact(track)
         self._observe_student = observer(student) if objective.reads else self._logits_alone
         self._observe_teacher = observer(teacher) if teacher is not None else None
@@ -169,7 +170,7 @@ class DistillTask(nn.Module):
     def loss(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> StepOutput:
         """Compute the loss from the networks' outputs."""
         with record_function("itrd.objective"):
-            loss, terms = self.objective(student, teacher, batch)
+            loss, terms = (self._compiled_objective or self.objective)(student, teacher, batch)
         return StepOutput(loss, student.logits.detach(), {"loss": loss.detach(), **terms})
 
     def first_stage_loss(
@@ -192,8 +193,9 @@ class DistillTask(nn.Module):
                 module.requires_grad_(True)  # outside this stage it is frozen, see Method.first_stage_only
         return [p for module in stage.modules for p in module.parameters() if p.requires_grad]
 
-    def compile_networks(self) -> None:
-        """Compile what runs student and teacher; call after :meth:`setup`."""
+    def compile_all(self) -> None:
+        """Compile what runs student and teacher, and the loss; call after :meth:`setup`."""
+        self._compiled_objective = Compiled(self.objective, "loss")
         self._observe_student = Compiled(self._observe_student, "student")
         if self._observe_teacher is not None:
             self._observe_teacher = Compiled(self._observe_teacher, "teacher")
