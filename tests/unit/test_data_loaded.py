@@ -132,7 +132,8 @@ def test_geometry_is_torchvisions(shape: tuple[int, int], size: int) -> None:
     image = torch.from_numpy(pixels(1, *shape)).permute(2, 0, 1).contiguous()
     shorter = 32 if size == 32 else 110  # 8/7 of 96
     whole = v2.center_crop(v2.resize(image, [shorter], antialias=True), [size, size])
-    assert torch.equal(fit(image, size), whole)
+    # On some processors torchvision resizes in floating point, where half a level is rounded otherwise.
+    assert (fit(image, size).int() - whole.int()).abs().max() <= 1
     seen = set()
     for view in range(20):
         made = ResizedCrop(size, flip=True)(image, 5, view)

@@ -17,6 +17,8 @@ T = TypeVar("T")
 class Compiled(Generic[P, T]):
     """Calls a function of tensors compiled; after the first failure, as it is.
 
+    The first call is always of the function as it is: there methods look at what they are given, in Python.
+
     Args:
         function: what runs a network, or computes a loss.
         name: what the message about a failure calls it.
@@ -25,10 +27,12 @@ class Compiled(Generic[P, T]):
     def __init__(self, function: Callable[P, T], name: str) -> None:
         self._plain, self._name = function, name
         self._compiled: Callable[P, T] | None = torch.compile(function)
+        self._first = True
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T:
         """Call the function."""
-        if self._compiled is None:
+        if self._compiled is None or self._first:
+            self._first = False
             return self._plain(*args, **kwargs)
         try:
             return self._compiled(*args, **kwargs)

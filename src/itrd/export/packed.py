@@ -292,10 +292,6 @@ def dots_of(kernel: Kernel = "auto") -> Dots:
         return compiled
     if kernel == "compiled":
         raise UserError("there is no C compiler that works here (cc, or what CC names); choose kernel numpy")
-    if not hasattr(np, "bitwise_count"):
-        raise UserError(
-            "inference with packed weights needs NumPy 2.0 or newer, or a C compiler; install either"
-        )
     return numpy_dots
 
 

@@ -108,7 +108,9 @@ class Method(nn.Module):
     needs_labels: ClassVar[bool] = False
     waits: ClassVar[bool] = False
 
-    _checked: frozenset[str] = frozenset()  # functions whose terms were looked at
+    _checked: frozenset[bool] = (
+        frozenset()
+    )  # whose terms were looked at: the first stage's, those of the main one
 
     def setup(self, setup: Setup) -> None:
         """Build the method's own trainable modules, once, before training. Default: none."""
@@ -183,12 +185,13 @@ class Method(nn.Module):
         student, teacher = connect(student, teacher)
         with torch.autocast(device, enabled=False):
             found = terms(student.map(at_least_float32), teacher.map(at_least_float32), batch)
-        if terms.__name__ not in self._checked:
-            self._check_terms(terms.__name__, found, student)
+        if first_stage not in self._checked:
+            self._check_terms(first_stage, found, student)
         return found
 
-    def _check_terms(self, function: str, terms: Any, student: Outputs) -> None:
+    def _check_terms(self, first_stage: bool, terms: Any, student: Outputs) -> None:
         """Refuse first terms of a form that the loss cannot use, or that train nothing; on the host alone."""
+        function = "first_stage_terms" if first_stage else "terms"
         where = f"method {self.name!r}: {function}() must return a dict of scalar tensors"
         if not isinstance(terms, Mapping):
             raise UserError(f"{where}, such as {{{self.name!r}: loss}}, not {type(terms).__name__}")
@@ -199,7 +202,7 @@ class Method(nn.Module):
                     f"{where}, and {key!r} is {type(value).__name__}{shape}; give its mean or sum"
                 )
         has_stage = type(self).first_stage is not Method.first_stage
-        if not terms and self.reads and not (has_stage and function == "terms"):
+        if not terms and self.reads and not (has_stage and not first_stage):
             raise UserError(f"{where}, and it is empty; give at least one, in every step")
         read = (student.embedding, *student.maps, student.stem, *[student.logits] * ("logits" in self.reads))
         if terms and torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in read):
@@ -208,7 +211,7 @@ class Method(nn.Module):
                     f"method {self.name!r}: no gradient reaches the student from what {function}() returns; compute it "
                     "from the student's outputs without detach(), item() or no_grad()"
                 )
-            self._checked |= {function}
+            self._checked |= {first_stage}
 
     def check_provided(self, student: Outputs, teacher: Outputs) -> None:
         """Refuse outputs that lack what the method reads.
