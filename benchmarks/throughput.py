@@ -7,7 +7,8 @@ Columns: the conventional loop (benchmarks/conventional.py); this package with a
 with the teacher's table while it is filled (every view new: the worst epoch) and when it is filled. The last column
 is the whole of a first 240-epoch run: an image is seen in 240 random views of 162, of which 162 (1 - (161/162)^240) =
 125 are new on average, so 52% of its lookups are computed first. Later runs on the same teacher, of any method that
-reads logits or embedding and any seed, find almost everything.
+reads logits or embedding and any seed, find almost everything. With --compile also a column with the filled table and
+networks and loss compiled, which takes a minute or two a pair to compile.
 """
 
 from __future__ import annotations
@@ -103,6 +104,8 @@ def measure(pair: tuple[str, str], arguments: argparse.Namespace) -> dict[str, t
         table = {"precision": "bf16", "teacher_table": folder}
         rates["table, filling"] = alone(ours, *case, **table)
         rates["table"] = alone(ours, *case, **table)  # the same seed: every row is there
+        if arguments.compile:
+            rates["table, compiled"] = alone(ours, *case, **table, compile=True)
     found = {name: median_and_spread(values) for name, values in rates.items()}
     per_lookup = 1 / found["table"][0]
     per_fill = 1 / found["table, filling"][0] - per_lookup
@@ -124,14 +127,19 @@ def main() -> None:
         "--workers", type=int, default=torch.get_num_threads(), help="of the conventional loop"
     )
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--out", type=Path, help="write the numbers as JSON, too")
+    parser.add_argument("--compile", action="store_true", help="also measure what torch.compile adds")
+    parser.add_argument("--out", type=Path, help="write the numbers as JSON, too, after every pair")
     arguments = parser.parse_args()
     device = resolve_device(arguments.device)
     arguments.steps = arguments.steps or (200 if device.type == "cuda" else 12)
-    results = {}
+    results: dict[str, dict[str, tuple[float, float]]] = {}
+    settings = {k: getattr(arguments, k) for k in ("batch_size", "steps", "epochs", "workers")}
     for text in arguments.pairs:
         teacher, _, student = text.partition(":")
         results[text] = measure((teacher, student), arguments)
+        if arguments.out:
+            written = {"machine": machine(device), **settings, "images_per_second": results}
+            arguments.out.write_text(json.dumps(written, indent=2) + "\n")
     table = Table(
         title=f"ITRD, batch {arguments.batch_size}, images/s: median of {arguments.epochs} epochs of "
         f"{arguments.steps} steps (± half range), × against the conventional loop",
@@ -145,10 +153,6 @@ def main() -> None:
         cells = [f"{rate:,.0f} ±{spread:.0f}%\n× {rate / base:.1f}" for rate, spread in found.values()]
         table.add_row(text.replace(":", "\n-> "), *cells)
     Console(width=150).print(table)
-    if arguments.out:
-        settings = {k: getattr(arguments, k) for k in ("batch_size", "steps", "epochs", "workers")}
-        found = {"machine": machine(device), **settings, "images_per_second": results}
-        arguments.out.write_text(json.dumps(found, indent=2) + "\n")
 
 
 if __name__ == "__main__":
