@@ -21,6 +21,7 @@ from itrd.data.opening import Reading, read_dataset
 from itrd.engine.checkpoint import sha256_of_weights
 from itrd.engine.config import DistillConfig, RunConfig, TrainConfig
 from itrd.engine.device import be_deterministic, resolve_device, set_float32
+from itrd.engine.evaluate import confusion as _confusion
 from itrd.engine.evaluate import evaluate as _evaluate
 from itrd.engine.inputs import adapted, get_data, get_test_data, size_for
 from itrd.engine.networks import TrainedNetwork, given_network, load_network
@@ -167,8 +168,9 @@ def evaluate(
     precision: str = "fp32",
     data_root: str = "data",
     normalisation: str | None = None,
+    confusion: bool = False,
     **settings: Any,
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Accuracy of a network on a test set: ``top1`` and ``top5`` in percent, ``loss``.
 
     Args:
@@ -180,6 +182,8 @@ def evaluate(
         data_root: folder that holds the datasets.
         normalisation: ``dataset`` or ``imagenet`` (default: as in the training of a named network; otherwise the
             dataset's own, or what a given dataset has).
+        confusion: also count how often images of a class (row) are taken for which class (column), in an int64 tensor
+            (K, K) under ``confusion``.
         settings: how images are read, as in :class:`itrd.data.opening.Reading`, for example ``image_size=96``.
 
     Raises:
@@ -204,7 +208,10 @@ def evaluate(
     first = images.plain(torch.arange(1, device=where))
     with examined("network", network, first):
         logits_of(network(first))
-    return _evaluate(network, images, precision)
+    found: dict[str, Any] = dict(_evaluate(network, images, precision))
+    if confusion:
+        found["confusion"] = _confusion(network, images, precision)
+    return found
 
 
 @contextmanager

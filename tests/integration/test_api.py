@@ -139,6 +139,21 @@ def test_evaluate(tiny: dict[str, Any]) -> None:
     assert again["top1"] == pytest.approx(result.last.test["top1"])
 
 
+def test_confusion_counts_what_is_taken_for_what() -> None:
+    data = itrd.load_dataset("digits").subset(test=40)
+    said = torch.randint(0, 10, (40,), generator=torch.Generator().manual_seed(0))
+
+    class Says(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return nn.functional.one_hot(said[: len(x)], 10).float()
+
+    found = itrd.evaluate(Says(), data, confusion=True)
+    pairs = list(zip(data.test.labels.tolist(), said.tolist(), strict=True))
+    assert found["confusion"].tolist() == [[pairs.count((i, j)) for j in range(10)] for i in range(10)]
+    assert found["top1"] == pytest.approx(100 * sum(i == j for i, j in pairs) / 40)
+    assert "confusion" not in itrd.evaluate(Says(), data)
+
+
 class Frozen(Own):
     """With a batch norm that its user keeps in eval mode."""
 

@@ -15,6 +15,7 @@ import pytest
 import torch
 import yaml
 
+import itrd
 from itrd.cli import main
 from itrd.engine.checkpoint import read_weights
 from itrd.engine.provenance import command_line
@@ -60,6 +61,18 @@ def test_train_distill_eval(teacher_folder: Path, capsys: pytest.CaptureFixture[
     assert "teacher resnet8: " in out
     assert "1*ce + 1*kd(T=4.0) + 1*itrd(" in out
     assert "top-1 " in out.splitlines()[-1]
+    assert main(["eval", "--model", "s", "--by_class"]) == 0
+    first, *table, mean = capsys.readouterr().out.splitlines()
+    assert first == out.splitlines()[-1]
+    rows = [line.split() for line in table[3:-1]]
+    right = [float(row[2].rstrip("%")) for row in rows]
+    assert right == sorted(right)
+    assert {row[0] for row in rows} == set(itrd.load_dataset("digits").class_names)
+    assert mean == f"mean of the 10 classes' accuracies: {sum(right) / 10:.2f}%"
+    images = [int(row[1]) for row in rows]
+    assert sum(n * share for n, share in zip(images, right, strict=True)) / sum(images) == pytest.approx(
+        float(first.partition("top-1 ")[2].partition("%")[0]), abs=0.02
+    )
     record = json.loads(Path("s/result.json").read_text())
     assert record["protocol"] == "custom"
     assert record["teacher"]["sha256"]

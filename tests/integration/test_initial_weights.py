@@ -73,7 +73,7 @@ def test_wrong_names(alone: Path) -> None:
     with pytest.raises(CheckpointError, match=r"no weights at nowhere; give resnet8:FILE"):
         check_name("resnet8:nowhere")
     with pytest.raises(
-        UserError, match=r"holds weights; to train a network that starts from them, name it too"
+        UserError, match=r"is a file or folder; to train a network that starts from its weights, name both"
     ):
         check_name(str(alone))
     with pytest.raises(CheckpointError, match=r"resnet20"):

@@ -6,7 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rich.table import Table
+    from torch import Tensor
 
 
 def quickstart(out: str = "quickstart", seeds: int = 3, epochs: int | None = None) -> None:
@@ -35,6 +38,7 @@ def measure(
     test_split: str | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
+    by_class: bool = False,
 ) -> None:
     """Measure a trained network's accuracy on the test set.
 
@@ -53,6 +57,7 @@ def measure(
             valid and test).
         image_column: column of a table that holds the images (default: as in training).
         label_column: column of a table that holds the labels (default: as in training).
+        by_class: also list each class's accuracy, the worst first, and what its images are most often taken for.
     """
     from itrd.api import evaluate
     from itrd.engine.inputs import get_test_data
@@ -72,11 +77,33 @@ def measure(
         image_column=image_column,
         label_column=label_column,
     )
-    found = evaluate(network.net, dataset, device=device, precision=precision)
+    found = evaluate(network.net, dataset, device=device, precision=precision, confusion=by_class)
     print(
         f"{network.arch} ({network.source}) on {dataset.name}, {len(dataset.test)} test images: "
         f"{accuracy_text(found, dataset.num_classes)}, loss {found['loss']:.4f}"
     )
+    if by_class:
+        _show_classes(found["confusion"], dataset.class_names)
+
+
+def _show_classes(confusion: Tensor, names: Sequence[str]) -> None:
+    counts = confusion.sum(dim=1)
+    there = counts.nonzero().flatten().tolist()
+    right = 100 * confusion.diagonal() / counts
+    wrong = confusion.clone().fill_diagonal_(0)
+    table = text_table("class", "test images", "top-1", "most often taken for")
+    for i in sorted(there, key=lambda i: (float(right[i]), i)):
+        j = int(wrong[i].argmax())
+        other = (
+            f"{_class_name(names, j)} ({100 * int(wrong[i, j]) / int(counts[i]):.1f}%)" if wrong[i, j] else ""
+        )
+        table.add_row(_class_name(names, i), f"{int(counts[i]):,}", f"{float(right[i]):.2f}%", other)
+    show_table(table)
+    print(f"mean of the {len(there)} classes' accuracies: {float(right[there].mean()):.2f}%")
+
+
+def _class_name(names: Sequence[str], number: int) -> str:
+    return names[number] if number < len(names) else str(number)
 
 
 def models() -> None:

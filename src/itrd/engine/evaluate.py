@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from itrd.data.source import ImageSource
 from itrd.engine.device import autocast
@@ -42,16 +44,48 @@ def evaluate(
     """
     if not len(images):
         return {}
+    sums = torch.zeros(4, dtype=torch.float64, device=images.device)  # of top1, top5, loss, and of ones
+    for logits, labels in _outputs(net, images, precision, batch_size, team):
+        means = [*accuracies(logits, labels).values(), F.cross_entropy(logits, labels)]
+        sums += torch.stack([*(mean.double() for mean in means), torch.ones_like(sums[0])]) * len(labels)
+    team.sum([sums])
+    top1, top5, loss = sums[:3].div(sums[3]).tolist()
+    return {"top1": top1, "top5": top5, "loss": loss}
+
+
+@torch.no_grad()
+def confusion(
+    net: nn.Module, images: ImageSource, precision: str = "fp32", batch_size: int | None = None
+) -> Tensor:
+    """Count how often the images of a class (row) are taken for which class (column): (K, K) int64, on the CPU.
+
+    Args:
+        net, images, precision, batch_size: as of :func:`evaluate`; at least one image.
+
+    Raises:
+        UserError: the network has fewer classes than the images.
+    """
+    counts: Tensor | None = None
+    for logits, labels in _outputs(net, images, precision, batch_size, ALONE):
+        k = logits.shape[1]
+        if counts is None:
+            counts = torch.zeros(k * k, dtype=torch.int64, device=images.device)
+        counts.index_add_(0, labels * k + logits.argmax(dim=1), torch.ones_like(labels))
+    assert counts is not None, "there are no images"
+    return counts.view(k, k).cpu()
+
+
+def _outputs(
+    net: nn.Module, images: ImageSource, precision: str, batch_size: int | None, team: Team
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield logits and labels of this process's batches; see :func:`evaluate`."""
     if batch_size is None:
         most = 2000 if images.device.type == "cuda" else 500  # launches cost a GPU more than memory
         batch_size = max(32, min(most, most * 64 * 64 // (images.shape[1] * images.shape[2])))
     highest = int(images.labels.max())  # beyond the classes of a network, a GPU's error ends the process
-    sums = torch.zeros(4, dtype=torch.float64, device=images.device)  # of top1, top5, loss, and of ones
+    batches = torch.arange(len(images), device=images.device).split(batch_size)
     with in_eval_mode(net):
-        for indices in torch.arange(len(images), device=images.device).split(batch_size)[
-            team.rank :: team.size
-        ]:
-            labels = images.labels[indices]
+        for indices in batches[team.rank :: team.size]:
             with autocast(images.device, precision):
                 logits = logits_of(net(images.plain(indices)))
             if logits.shape[1] <= highest:
@@ -59,9 +93,4 @@ def evaluate(
                     f"the network gives logits of {logits.shape[1]} classes, and a label of the images is {highest}; "
                     "give it a classifier for these"
                 )
-            logits = at_least_float32(logits)
-            means = [*accuracies(logits, labels).values(), F.cross_entropy(logits, labels)]
-            sums += torch.stack([*(mean.double() for mean in means), torch.ones_like(sums[0])]) * len(indices)
-    team.sum([sums])
-    top1, top5, loss = sums[:3].div(sums[3]).tolist()
-    return {"top1": top1, "top5": top5, "loss": loss}
+            yield at_least_float32(logits), images.labels[indices]

@@ -275,7 +275,8 @@ def check_name(name: str) -> None:
     arch, colon, path = name.partition(":")
     if arch not in list_models() and Path(name).exists():
         raise UserError(
-            f"{name} holds weights; to train a network that starts from them, name it too, as in resnet8:{name}"
+            f"{name} is a file or folder; to train a network that starts from its weights, name both, as in "
+            f"resnet8:{name}"
         )
     with torch.device("meta"):
         create_model(arch if colon else name)
