@@ -8,8 +8,9 @@ STAMP  := $(VENV)/.itrd-installed
 DEV    := $(VENV)/.itrd-dev
 
 TOOLS  := $(VENV)-tools
+OLDEST := $(VENV)-oldest
 
-.PHONY: quickstart test test-slow test-emulated reliability lint format docs lock audit sbom env clean
+.PHONY: quickstart test test-slow test-emulated test-oldest reliability lint format docs lock audit sbom env clean
 
 quickstart: $(STAMP)
 	$(BIN)/itrd quickstart
@@ -23,6 +24,12 @@ test-slow: $(DEV)
 # The tests for GPUs, on one that is emulated (tests/emulated_cuda): about two minutes on two cores, with g++.
 test-emulated: $(DEV)
 	ITRD_EMULATED_CUDA=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m gpu -n 2
+
+# With the oldest versions that are allowed: Python 3.11, and 6 GB, as torch 2.6 comes with its CUDA libraries.
+test-oldest:
+	$(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/pip install --quiet --constraint constraints-oldest.txt --editable ".[dev]"
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -m "not slow" -n 2
 
 # The figures of docs/reliability.md: about half an hour on two cores.
 reliability: $(DEV)
@@ -76,4 +83,4 @@ $(DEV): $(STAMP)
 	touch $(DEV)
 
 clean:
-	rm -rf $(VENV) $(TOOLS) sbom.json site build src/*.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(TOOLS) $(OLDEST) sbom.json site build src/*.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -57,7 +57,8 @@ def main() -> None:
     teacher, student = teacher_network(data.num_classes), student_network(data.num_classes)
     train_teacher(teacher, data, epochs=4 * arguments.epochs)
     print(f"teacher {itrd.evaluate(teacher, data)['top1']:.1f}%")
-    taps = {"teacher_taps": ["vit.layers.3"], "student_taps": ["2"]}
+    blocks = [path for path, module in teacher.named_modules() if type(module).__name__ == "ViTLayer"]
+    taps = {"teacher_taps": blocks[-1:], "student_taps": ["2"]}
     print(itrd.describe_taps(teacher, student, torch.randn(2, 3, 32, 32), **taps))
     method = "kd + 0.1*hint(hint_layer=1)"
     settings = {"epochs": arguments.epochs, "seeds": arguments.seeds, **taps}
