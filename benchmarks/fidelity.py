@@ -99,7 +99,7 @@ def step_losses(arguments: argparse.Namespace, data: ImageDataset, fast: bool) -
     device = resolve_device(arguments.device)
     layout = torch.channels_last if fast else torch.contiguous_format
     teacher = load_network(arguments.teacher).net.to(device, memory_format=layout)
-    net = starting_network(arguments.student, data.num_classes, 0)[0].to(device, memory_format=layout)
+    net = starting_network(arguments.student, data.num_classes, 0).net.to(device, memory_format=layout)
     task = DistillTask(net, teacher, itrd.create_objective(arguments.method))
     images = DeviceImages(
         data.train,

@@ -39,7 +39,8 @@ def train(model: str | os.PathLike[str] | nn.Module, data: Any = "digits", **set
     """Train one network on labels alone.
 
     Args:
-        model: name of a benchmark network, or any classifier on (B, C, H, W) images.
+        model: name of a network as on the command line (fresh ``"resnet8"``, trained ``"resnet8:FILE"``,
+            ``"timm:NAME"`` and so on), or any classifier on (B, C, H, W) images.
         data: name of a dataset, a folder of images or any other source of :mod:`itrd.data.opening`: an ImageDataset, a
             PyTorch dataset or DataLoader, a pair (train, test) of these.
         settings: fields of :class:`itrd.engine.config.TrainConfig`, for example ``epochs=10``. Nothing is

@@ -17,6 +17,7 @@ import yaml
 
 import itrd
 from itrd.cli import main
+from itrd.cli.commands import _show_classes
 from itrd.engine.checkpoint import read_weights
 from itrd.engine.provenance import command_line
 from itrd.models import create_model
@@ -82,6 +83,14 @@ def test_train_distill_eval(teacher_folder: Path, capsys: pytest.CaptureFixture[
     assert metadata["arch"] == "resnet8"
     assert metadata["top1"] == f"{record['last']['test']['top1']:.4f}"
     assert json.loads(Path("s/metrics.jsonl").read_text()) == record["curve"][0]
+
+
+def test_classes_with_names_like_markup_are_listed_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    _show_classes(torch.tensor([[1, 2, 0], [0, 3, 0], [0, 0, 0]]), ["a[/b]", "[red]cats"])
+    table = capsys.readouterr().out.splitlines()
+    assert table[3].split() == ["a[/b]", "3", "33.33%", "[red]cats", "(66.7%)"]
+    assert table[4].split() == ["[red]cats", "3", "100.00%"]
+    assert table[-1] == "mean of the 2 classes' accuracies: 66.67%"
 
 
 def test_the_recorded_command_can_be_pasted(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,12 @@ import pytest
 import torch
 
 import itrd
+from itrd.bench.cells import Cell
 from itrd.cli import main
 from itrd.engine.config import DistillConfig, TrainConfig
+from itrd.engine.interrupt import Interrupted
 from itrd.engine.networks import check_name, load_network, starting_network
+from itrd.engine.run import prepare_train
 from itrd.errors import CheckpointError, UserError
 from itrd.models import list_models
 
@@ -45,10 +49,10 @@ def test_a_student_starts_from_a_file_and_the_seed_does_not_change_it(alone: Pat
     spec = f"resnet8:{alone / 'last.safetensors'}"
     trained = load_network(spec).net.state_dict()
     for seed in (0, 1):
-        net, lineage = starting_network(spec, 10, seed)
-        assert net.training
-        assert all(torch.equal(value, trained[key]) for key, value in net.state_dict().items())
-        assert lineage["student"]["source"].endswith("last.safetensors")
+        found = starting_network(spec, 10, seed)
+        assert all(torch.equal(value, trained[key]) for key, value in found.net.state_dict().items())
+        assert found.source.endswith("last.safetensors")
+        assert found.sha256 is not None
 
 
 @pytest.mark.parametrize("name", list_models())
@@ -57,23 +61,23 @@ def test_other_classes_get_a_fresh_classifier_and_nothing_else(name: str, tmp_pa
     before = itrd.create_model(name, 7)
     torch.save({"model": before.state_dict()}, tmp_path / "x.pth")
     spec = f"{name}:{tmp_path / 'x.pth'}"
-    net, _ = starting_network(spec, 5, 0)
+    net = starting_network(spec, 5, 0).net
     old, new = before.state_dict(), net.state_dict()
     changed = {key for key, value in new.items() if value.shape != old[key].shape}
     assert {key.rpartition(".")[2] for key in changed} <= {"weight", "bias"}
     assert len({key.rpartition(".")[0] for key in changed}) == 1
     assert all(torch.equal(new[key], old[key]) for key in new.keys() - changed)
-    again, other = starting_network(spec, 5, 0)[0], starting_network(spec, 5, 1)[0]
+    again, other = (starting_network(spec, 5, seed).net for seed in (0, 1))
     for key in changed:
         assert torch.equal(new[key], again.state_dict()[key])
     assert any(not torch.equal(new[key], other.state_dict()[key]) for key in changed)
 
 
 def test_wrong_names(alone: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"no weights at nowhere; give resnet8:FILE"):
+    with pytest.raises(CheckpointError, match=r"no weights at 'nowhere'; give resnet8:FILE"):
         check_name("resnet8:nowhere")
     with pytest.raises(
-        UserError, match=r"is a file or folder; to train a network that starts from its weights, name both"
+        UserError, match=r"is a file or folder; to train a network .*: NAME:.*, or timm:NAME@"
     ):
         check_name(str(alone))
     with pytest.raises(CheckpointError, match=r"resnet20"):
@@ -98,3 +102,82 @@ def test_the_label_of_the_protocol_and_the_rate_know_of_it() -> None:
     assert TrainConfig(model="timm:resnet18@pretrained", data="cifar100").protocol() == "protocol, pretrained"
     assert trained.run_name() == "cifar100-t-MobileNetV2_w.pth-itrd-seed0"
     assert TrainConfig(model="resnet8:runs/a", data="cifar100").run_name() == "cifar100-resnet8_a-seed0"
+
+
+def test_a_resumed_run_wants_the_weights_it_began_with(alone: Path, tmp_path: Path) -> None:
+    start = tmp_path / "start.safetensors"
+    shutil.copy(alone / "last.safetensors", start)
+    out = tmp_path / "run"
+
+    def stop(trainer: Any, epoch: Any) -> None:
+        raise Interrupted("as if by a signal")
+
+    config = TrainConfig(model=f"resnet8:{start}", data="digits", **{**SHORT, "epochs": 2}, out=str(out))
+    with pytest.raises(Interrupted), prepare_train(config, [stop]) as trainer:
+        trainer.fit()
+    itrd.train("resnet8", "digits", **{**SHORT, "seed": 1}, out=str(tmp_path / "other"))
+    shutil.copy(tmp_path / "other" / "last.safetensors", start)
+    with pytest.raises(UserError, match=r"the first weights of the run in .* changed since it began"):
+        itrd.train(f"resnet8:{start}", "digits", **{**SHORT, "epochs": 2}, out=str(out), resume=True)
+    shutil.copy(alone / "last.safetensors", start)
+    result = itrd.train(f"resnet8:{start}", "digits", **{**SHORT, "epochs": 2}, out=str(out), resume=True)
+    assert len(result.history) == 2
+
+
+def test_a_comparison_is_of_one_start(alone: Path, tmp_path: Path) -> None:
+    start, out = tmp_path / "start.safetensors", str(tmp_path / "compared")
+    shutil.copy(alone / "last.safetensors", start)
+    settings = {**SHORT, "control": True, "out": out}
+    student = f"resnet8:{start}"
+    result = itrd.distill(str(alone), student, "digits", "kd", **settings)
+    assert result.comparison is not None
+    assert result.comparison["student"]["source"] == str(start)
+    itrd.train("resnet8", "digits", **{**SHORT, "seed": 1}, out=str(tmp_path / "other"))
+    shutil.copy(tmp_path / "other" / "last.safetensors", start)
+    with pytest.raises(UserError, match="changed"):
+        itrd.distill(str(alone), student, "digits", "kd", **settings, seeds=2, resume=True)
+
+
+def test_a_library_s_file_that_was_trained_here_says_its_images_too(tmp_path: Path) -> None:
+    pytest.importorskip("timm")
+    images = torch.randint(0, 256, (60, 3, 32, 32), dtype=torch.uint8)
+    data = torch.utils.data.TensorDataset(images, torch.arange(60) % 3)
+    name, settings = "timm:test_resnet", {"epochs": 1, "device": "cpu"}
+    itrd.train(name, data, **settings, val_fraction=0.1, out=str(tmp_path / "a"))
+    itrd.train(name, data, **settings, val_fraction=0.1, normalisation="imagenet", out=str(tmp_path / "b"))
+    for start in (f"{name}@{tmp_path / 'a'}", f"{name}@{tmp_path / 'a' / 'last.safetensors'}"):
+        assert load_network(start).preprocessing is None
+        with pytest.raises(UserError, match="some of these test images were trained on"):
+            itrd.train(start, data, **settings, val_fraction=0.3)
+        with pytest.raises(UserError, match="some of these test images were trained on"):
+            itrd.distill(start, "resnet8", data, "kd", **settings, val_fraction=0.3)
+    with pytest.raises(UserError, match="add --normalisation imagenet"):
+        itrd.train(f"{name}@{tmp_path / 'b'}", data, **settings, val_fraction=0.1)
+
+
+def test_a_card_says_where_the_weights_began_and_names_no_folder(alone: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    settings = {**SHORT, "out": str(out)}
+    itrd.distill(f"resnet8:{alone}", f"resnet8:{alone / 'last.safetensors'}", "digits", "kd", **settings)
+    assert main(["export", "--model", str(out), "--format", "safetensors", "--out", str(tmp_path / "e")]) == 0
+    card, config = ((tmp_path / "e" / name).read_text() for name in ("README.md", "config.json"))
+    assert "Started from" in card
+    assert json.loads(config)["record"]["student"]["sha256"] == load_network(str(alone)).sha256
+    for text in (card, config):
+        assert str(tmp_path) not in text
+        assert str(alone.parent) not in text
+
+
+def test_a_comparison_s_folder_is_named_after_the_teacher_s_data(
+    alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    itrd.distill(str(alone), "resnet8", None, "kd", **{**SHORT, "control": True, "out": None})
+    assert [path.name for path in Path("runs").iterdir()] == ["digits-alone-resnet8-kd-seed0-control"]
+
+
+def test_names_of_folders(tmp_path: Path) -> None:
+    named = TrainConfig(model="timm:resnet18@weights/w.safetensors", data="cifar100")
+    assert named.run_name() == "cifar100-timm_resnet18_w.safetensors-seed0"
+    cell = Cell("mine", "hf:ORG/NAME", "resnet8:runs/alone", "kd", 0)
+    assert cell.name == "hf_ORG_NAME-resnet8_runs_alone-kd-seed0"

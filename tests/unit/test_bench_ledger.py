@@ -15,6 +15,7 @@ from itrd.bench.check import check_documents, check_ledger, check_zoo
 from itrd.bench.ledger import Ledger
 from itrd.bench.record import compact, encode
 from itrd.bench.tracks import load_track
+from itrd.engine.config import DistillConfig
 from itrd.errors import UserError
 
 KD = Cell("smoke", "resnet20", "resnet8", "kd", 0)
@@ -48,6 +49,21 @@ def test_a_real_run_makes_a_valid_record(result: dict[str, Any], tmp_path: Path)
     record = json.loads(before)
     assert record["provenance"]["hardware"]
     assert record["wall_seconds"] >= record["seconds"]
+
+
+@pytest.mark.parametrize(
+    "settings", [{"precision": "bf16"}, {"track": "clean"}, {"student": "resnet8:weights.pth"}]
+)
+def test_every_label_of_the_protocol_may_be_recorded(
+    settings: dict[str, Any], result: dict[str, Any], tmp_path: Path
+) -> None:
+    config = DistillConfig(**{"teacher": "t", "student": "resnet8", "data": "cifar100", **settings})
+    assert config.protocol().startswith("protocol, ")
+    ledger = Ledger(tmp_path)
+    assert ledger.add(Cell("tiny", "resnet8", "resnet8", "kd", 0), {**result, "protocol": config.protocol()})
+    assert not [fault for fault in check_ledger(ledger) if "does not match" in str(fault)]
+    assert ledger.add(Cell("tiny", "resnet8", "resnet8", "kd", 1), {**result, "protocol": "protocolled"})
+    assert [fault for fault in check_ledger(ledger) if "does not match" in str(fault)]
 
 
 def test_a_result_of_a_run_folder_is_a_record_too(result: dict[str, Any], tmp_path: Path) -> None:

@@ -207,7 +207,7 @@ def test_what_is_compiled_computes_the_same(
     expected = itrd.distill(teacher, "resnet8", "digits", method, **settings)
     calls = []
 
-    def traced(function: Any) -> Any:
+    def traced(function: Any, options: Any) -> Any:
         calls.append(function)
         return compile_(function, backend="eager")
 
@@ -252,7 +252,7 @@ def test_losses_that_the_compiler_translated_compute_the_same(
 def test_what_cannot_be_compiled_is_said_once_and_runs(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], data: ImageDataset
 ) -> None:
-    def refuse(observe: Any) -> Any:
+    def refuse(function: Any, options: Any) -> Any:
         def run(*_: Any) -> Any:
             raise RuntimeError("no compiler\nand a long story")
 

@@ -11,6 +11,8 @@ from itrd.engine.config import DistillConfig, RunConfig, TrainConfig
 from itrd.errors import UserError
 from itrd.recipes import Pair
 
+_NO_FOLDERS = str.maketrans("/:", "__")  # a network's name may have these, a file's must not
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -36,9 +38,9 @@ class Cell:
     def name(self) -> str:
         """Name of its record and of its run folder."""
         if self.method == TEACHER:
-            return f"teacher-{self.student}"
+            return f"teacher-{self.student}".translate(_NO_FOLDERS)
         parts = [self.teacher, self.student, self.method, f"seed{self.seed}"]
-        return "-".join(part for part in parts if part)
+        return "-".join(part for part in parts if part).translate(_NO_FOLDERS)
 
     def __str__(self) -> str:
         return f"{self.track}/{self.name}"

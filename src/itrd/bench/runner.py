@@ -266,11 +266,14 @@ class Runner:
         wanted = json.loads(json.dumps(self._config(cell).resolved().identity()))
         wanted["content of the data"] = self._dataset(cell).fingerprint
         wanted["weights of the teacher"] = self._teacher(cell).sha256 if cell.teacher else None
+        start = self._config(cell).initial_weights
+        wanted["first weights"] = None if start is None else load_network(cell.student).sha256
         try:
             result = read_json(folder / "result.json")
             found = dict(result["settings"])
             found["content of the data"] = result["data"]["fingerprint"]
             found["weights of the teacher"] = (result.get("teacher") or {}).get("sha256")
+            found["first weights"] = (result.get("student") or {}).get("sha256")
         except (ValueError, KeyError, TypeError, AttributeError):
             raise RunFolderError(
                 f"{folder / 'result.json'} is damaged; choose another folder with --out"

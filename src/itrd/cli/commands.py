@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from rich.table import Table
-    from torch import Tensor
 
 
 def quickstart(out: str = "quickstart", seeds: int = 3, epochs: int | None = None) -> None:
@@ -54,7 +53,7 @@ def measure(
             `itrd models` whose file does not say).
         val_fraction: share of each class to hold out, where the data has no test images (default: as in training).
         test_split: folder or split to measure on (default: as in training; otherwise the first of val, validation,
-            valid and test).
+            valid and test, among folders then eval and testing).
         image_column: column of a table that holds the images (default: as in training).
         label_column: column of a table that holds the labels (default: as in training).
         by_class: also list each class's accuracy, the worst first, and what its images are most often taken for.
@@ -86,7 +85,9 @@ def measure(
         _show_classes(found["confusion"], dataset.class_names)
 
 
-def _show_classes(confusion: Tensor, names: Sequence[str]) -> None:
+# The parser reads the names that are imported for types too, and torch would make --help slow.
+def _show_classes(confusion: Any, names: Sequence[str]) -> None:
+    """List the classes of a confusion matrix, a tensor of :func:`itrd.engine.evaluate.confusion`."""
     counts = confusion.sum(dim=1)
     there = counts.nonzero().flatten().tolist()
     right = 100 * confusion.diagonal() / counts
@@ -103,7 +104,9 @@ def _show_classes(confusion: Tensor, names: Sequence[str]) -> None:
 
 
 def _class_name(names: Sequence[str], number: int) -> str:
-    return names[number] if number < len(names) else str(number)
+    from rich.markup import escape
+
+    return escape(names[number]) if number < len(names) else str(number)
 
 
 def models() -> None:

@@ -61,8 +61,8 @@ class RunConfig:
             resized_crop above.
         flip: mirror training images at random (default: yes, but for digits).
         val_fraction: share of each class that is held out for the test where the data has no test images.
-        test_split: folder or split to test on (default: the first of val, validation, valid, test, eval and testing
-            that is there).
+        test_split: folder or split to test on (default: the first of val, validation, valid and test that is there;
+            among folders then eval and testing).
         image_column: column of a table that holds the images (default: found by type and name).
         label_column: column of a table that holds the labels (default: found by type and name).
         resident: decode all images once and keep them on the device (yes), read them in every epoch (no), or keep
@@ -289,9 +289,9 @@ class DistillConfig(RunConfig):
 
     Args:
         teacher: run folder or checkpoint of the teacher (.pth or .safetensors), NAME:FILE where the file
-            does not tell the architecture, or the name of a network whose published checkpoint lies under
-            save/models. Or a library's pretrained network: timm:NAME, torchvision:NAME, hf:ORG/NAME, each with
-            @FILE for other weights.
+            does not tell the architecture, or the name of a network whose weights are in the zoo, or whose published
+            checkpoint lies under save/models. Or a library's pretrained network: timm:NAME, torchvision:NAME,
+            hf:ORG/NAME, each with @FILE for other weights.
         student: name of the network to train (`itrd models` lists them), with fresh weights; NAME:FILE or
             NAME:RUN_FOLDER to start from trained ones. Or timm:NAME, torchvision:NAME, hf:ORG/NAME, with fresh weights
             unless @pretrained or @FILE follows.
@@ -365,7 +365,7 @@ class DistillConfig(RunConfig):
 
     def run_name(self) -> str:
         """``data-teacher-student-method-seedN``."""
-        given = _tidy(str(self.data)), _tidy(self.teacher or str(self.teacher_logits))
+        given = _tidy(str(self.data)), _tidy_network(self.teacher or str(self.teacher_logits))
         return "-".join([*given, _tidy_network(self.student), _tidy(self.method), f"seed{self.seed}"])
 
 
@@ -378,7 +378,8 @@ def _tidy_network(name: str) -> str:
     """Name the network, and behind it the file that its weights are from."""
     prefix, _, rest = name.partition(":")
     if prefix in LIBRARIES:
-        return _tidy(name)
+        network, _, weights = rest.partition("@")
+        return "_".join(map(_tidy, filter(None, (f"{prefix}:{network}", weights))))
     return "_".join(map(_tidy, filter(None, (prefix, rest))))
 
 

@@ -68,6 +68,7 @@ class Compared:
             "metric": "top-1 on the test set after the last epoch, percent",
             "data": first["data"],
             "teacher": first["teacher"],
+            **({"student": first["student"]} if "student" in first else {}),
             "objective": first["objective"],
             "settings": first["settings"],
             "first_stage_epochs": self.first_stage_epochs,
@@ -124,10 +125,11 @@ def run_seeds(
         UserError: anything that cannot work.
     """
     team, _ = join(config)
-    folder = _folder(config)
     with team.one_by_machine():
         if config.teacher_logits is None:
             config, teacher = find_teacher(config, teacher, data)
+    folder = _folder(config)  # whose name has the data's
+    with team.one_by_machine():
         data = get_data(config.resolved(), data, config.student if student is None else None)
     if data.reading is not None:  # the data is given to every run as it was read here
         config = replace(config, image_size=data.reading.image_size)
@@ -150,6 +152,15 @@ def run_seeds(
             control = TrainConfig(model=config.student, **{**shared, **place})
             with prepare_train(control, model=copy.deepcopy(initial), data=data) as trainer:
                 alone[seed] = fit(trainer)
+    starts = {
+        (result.record.get("student") or {}).get("sha256")
+        for result in (*distilled.values(), *alone.values())
+    }
+    if len(starts) > 1:
+        raise UserError(
+            f"the weights in {config.initial_weights} changed between the runs of {folder}; restore them, and repeat "
+            "those that began with others"
+        )
     found = Compared(distilled, alone, folder)
     if folder is not None and team.leads:
         remove_partial_files(folder)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -80,10 +80,7 @@ def load_network(spec: str) -> TrainedNetwork:
         UserError: the architecture cannot be told from the file's name or content.
     """
     if hubs.is_hub(spec):
-        hub = hubs.build(spec, pretrained=True)
-        return TrainedNetwork(
-            hub.net, hub.arch, hub.num_classes, hub.source, hub.sha256, None, preprocessing=hub.preprocessing
-        )
+        return _of_library(hubs.build(spec, pretrained=True))
     arch, _, rest = spec.partition(":")
     in_zoo = zoo.find(spec)
     if arch in list_models() and rest:
@@ -138,22 +135,29 @@ def load_network(spec: str) -> TrainedNetwork:
         num_classes = classes_in(state) or 100
         net = create_model(arch, num_classes)
     load_into(net, state, str(path))
-    # Ours say so unless it is the dataset's; .pth files and those of others say nothing at all.
-    normalisation = metadata.get("normalisation", "dataset" if "data" in metadata else None)
-    data = metadata.get("data")
-    size = metadata.get("image_size", "")
     return TrainedNetwork(
-        net.eval(),
-        arch,
-        num_classes,
-        str(path),
-        sha256_of(path),
-        data,
-        normalisation,
-        image_size=int(size) if size.isdecimal() else None,
-        reading=_said(metadata, "reading", path, {}, _is_reading),
-        class_names=tuple(_said(metadata, "class_names", path, [], _are_names)),
+        net.eval(), arch, num_classes, str(path), sha256_of(path), **_training_images(metadata, str(path))
     )
+
+
+def _of_library(hub: hubs.HubNetwork) -> TrainedNetwork:
+    said = _training_images(hub.metadata, hub.source)
+    return TrainedNetwork(
+        hub.net, hub.arch, hub.num_classes, hub.source, hub.sha256, preprocessing=hub.preprocessing, **said
+    )
+
+
+def _training_images(metadata: dict[str, str], source: str) -> dict[str, Any]:
+    """What a file says of the images that its weights were trained on; .pth files and those of others say nothing."""
+    size = metadata.get("image_size", "")
+    return {
+        "data": metadata.get("data"),
+        # Ours say so unless it is the dataset's.
+        "normalisation": metadata.get("normalisation", "dataset" if "data" in metadata else None),
+        "image_size": int(size) if size.isdecimal() else None,
+        "reading": _said(metadata, "reading", source, {}, _is_reading),
+        "class_names": tuple(_said(metadata, "class_names", source, [], _are_names)),
+    }
 
 
 def _classes_said(metadata: dict[str, str], path: Path) -> int:
@@ -163,14 +167,16 @@ def _classes_said(metadata: dict[str, str], path: Path) -> int:
     return int(said)
 
 
-def _said(metadata: dict[str, str], key: str, path: Path, default: Any, is_one: Callable[[Any], bool]) -> Any:
+def _said(
+    metadata: dict[str, str], key: str, source: str, default: Any, is_one: Callable[[Any], bool]
+) -> Any:
     """Return what a file says in JSON, if it is what it should be."""
     try:
         said = json.loads(metadata[key]) if key in metadata else default
     except (ValueError, RecursionError):
         said = None
     if not is_one(said):
-        raise CheckpointError(f"the {key} of {path} cannot be understood; train it again")
+        raise CheckpointError(f"the {key} of {source} cannot be understood; train it again")
     return said
 
 
@@ -194,7 +200,7 @@ def architecture_from_path(path: str | Path) -> str | None:
     return name if name in list_models() else None
 
 
-def starting_network(name: str, num_classes: int, seed: int) -> tuple[nn.Module, dict[str, Any]]:
+def starting_network(name: str, num_classes: int, seed: int) -> TrainedNetwork:
     """Create a network to be trained; its fresh weights are a function of the seed.
 
     Args:
@@ -203,32 +209,27 @@ def starting_network(name: str, num_classes: int, seed: int) -> tuple[nn.Module,
         seed: of the run.
 
     Returns:
-        The network, and for the run's record where its weights come from, if they are not all fresh.
+        The network, and where its weights come from; ``sha256`` is None where all are fresh.
 
     Raises:
         CheckpointError: the weights are damaged, unsafe or of another network.
     """
     torch.manual_seed(derive(seed, "weights"))
     if hubs.is_hub(name):
-        hub = hubs.build(name, num_classes)
-        return hub.net, _origin(hub)
+        return _of_library(hubs.build(name, num_classes))
     if ":" not in name:
-        return create_model(name, num_classes), {}
+        net = create_model(name, num_classes)
+        return TrainedNetwork(net, name, num_classes, f"{name} (fresh)", None, None)
     trained = load_network(name)
-    if trained.num_classes != num_classes:
-        fresh = create_model(trained.arch, num_classes)
-        path = last_linear(fresh)
-        assert path is not None
-        kept = {
-            key: value for key, value in trained.net.state_dict().items() if not key.startswith(f"{path}.")
-        }
-        fresh.load_state_dict(kept, strict=False)
-        return fresh, _origin(trained)
-    return trained.net.train(), _origin(trained)
-
-
-def _origin(found: TrainedNetwork | hubs.HubNetwork) -> dict[str, Any]:
-    return {"student": {"arch": found.arch, "source": found.source, "sha256": found.sha256}}
+    trained.net.train()
+    if trained.num_classes == num_classes:
+        return trained
+    net = create_model(trained.arch, num_classes)
+    classifier = last_linear(net)
+    state = trained.net.state_dict()
+    kept = {key: value for key, value in state.items() if not key.startswith(f"{classifier}.")}
+    net.load_state_dict(kept, strict=False)
+    return replace(trained, net=net, num_classes=num_classes)
 
 
 def given_network(role: str, net: Any, *, names: bool = True) -> Any:
@@ -275,12 +276,13 @@ def check_name(name: str) -> None:
     arch, colon, path = name.partition(":")
     if arch not in list_models() and Path(name).exists():
         raise UserError(
-            f"{name} is a file or folder; to train a network that starts from its weights, name both, as in "
-            f"resnet8:{name}"
+            f"{name} is a file or folder; to train a network that starts from its weights, name the network too: "
+            f"NAME:{name}, NAME from `itrd models`, or timm:NAME@{name}"
         )
     with torch.device("meta"):
         create_model(arch if colon else name)
-    if colon and not Path(path).exists():
+    if colon and (not path or not Path(path).exists()):
         raise CheckpointError(
-            f"no weights at {path}; give {arch}:FILE or {arch}:RUN_FOLDER, or {arch} alone for fresh ones"
+            f"no weights at {path!r}; give {arch}:FILE or {arch}:RUN_FOLDER, or {arch} alone for fresh ones (a run "
+            "that is resumed needs the file that it began with)"
         )

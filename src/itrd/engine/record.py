@@ -111,6 +111,7 @@ def build_record(
         **({"processes": processes} if processes > 1 else {}),
         "provenance": provenance(device),
         "deterministic": config.deterministic,
+        **({"compile": True} if config.compile else {}),
         "skipped_steps": sum(e.skipped for e in epochs),
         "command": command_line(),
         "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),

@@ -17,7 +17,6 @@ from itrd.engine.evaluate import evaluate
 from itrd.engine.files import sha256_of
 from itrd.engine.folder import RunFolder
 from itrd.engine.given import GivenLogits
-from itrd.engine.hubs import is_hub
 from itrd.engine.inputs import (
     adapted,
     check_classes,
@@ -26,7 +25,7 @@ from itrd.engine.inputs import (
     find_teacher,
     get_data,
 )
-from itrd.engine.networks import TrainedNetwork, check_name, load_network, starting_network
+from itrd.engine.networks import TrainedNetwork, check_name, starting_network
 from itrd.engine.record import Epoch
 from itrd.engine.task import DistillTask
 from itrd.engine.team import Team, join
@@ -58,7 +57,7 @@ def prepare_train(
         check_name(config.model)
     objective = create_objective("none")
     folder, data = _folder_and_data(config, team, objective, data, None if model else config.model)
-    model, lineage = _student(model, data, config)
+    model, lineage = _student(model, data, config, folder)
     record = {"kind": "train", **lineage}
     task = DistillTask(model, None, objective)
     trainer = Trainer(task, data, config, folder=folder, record=record, callbacks=callbacks, team=team)
@@ -101,7 +100,7 @@ def prepare_distill(
     if student is teacher.net:
         raise UserError("teacher and student are the same module; give the student a module of its own")
     teacher = adapted(teacher, data, config)
-    student, lineage = _student(student, data, config)
+    student, lineage = _student(student, data, config, folder)
     task = DistillTask(
         student,
         teacher.net,
@@ -116,7 +115,7 @@ def prepare_distill(
     if isinstance(teacher.net, Adapted):
         source["images"] = teacher.net.describe()
     record = {"kind": "distill", "track": config.track, "teacher": source, **lineage}
-    _bind(folder, teacher.sha256)
+    _bind(folder, "teacher", teacher.sha256)
     trainer = Trainer(task, data, config, folder=folder, record=record, callbacks=callbacks, team=team)
     if task.taps is not None:
         trainer.record["taps"] = task.taps.rows()
@@ -146,7 +145,7 @@ def _prepare_given(
     folder, data = _folder_and_data(config, team, objective, data, None if student else config.student)
     given.check(objective, data)
     data = data if data.num_classes else replace(data, num_classes=given.num_classes)
-    student, lineage = _student(student, data, config)
+    student, lineage = _student(student, data, config, folder)
     sha256 = sha256_of(given.path)
     teacher: dict[str, Any] = {
         "arch": "given logits",
@@ -157,7 +156,7 @@ def _prepare_given(
     if data.labelled:
         teacher["agrees_with_labels"] = given.agreement(data.train.labels)
     record = {"kind": "distill", "track": config.track, "teacher": teacher, **lineage}
-    _bind(folder, sha256)
+    _bind(folder, "teacher", sha256)
     task = DistillTask(student, None, objective, config.track)
     trainer = Trainer(task, data, config, folder=folder, record=record, callbacks=callbacks, team=team)
     with _opened(folder, team):
@@ -200,16 +199,18 @@ def _check_loss(objective: Objective, asked: float) -> None:
 
 
 def _student(
-    given: nn.Module | None, data: ImageDataset, config: RunConfig
+    given: nn.Module | None, data: ImageDataset, config: RunConfig, folder: RunFolder | None
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """Return the network to train, and where its weights come from, as :func:`starting_network`."""
+    """Return the network to train, and for the record where its weights come from, if they are not all fresh."""
     if given is not None:
         return given, {}
-    if config.initial_weights is not None and not is_hub(config.trained_model):
-        trained = load_network(config.trained_model)
-        check_normalisation(trained, data)
-        check_held_out(trained, data)
-    return starting_network(config.trained_model, data.num_classes, config.seed)
+    start = starting_network(config.trained_model, data.num_classes, config.seed)
+    if start.sha256 is None:
+        return start.net, {}
+    check_normalisation(start, data)
+    check_held_out(start, data)
+    _bind(folder, "first weights", start.sha256)
+    return start.net, {"student": {"arch": start.arch, "source": start.source, "sha256": start.sha256}}
 
 
 def _folder(config: RunConfig) -> RunFolder | None:
@@ -220,10 +221,10 @@ def _folder(config: RunConfig) -> RunFolder | None:
     return folder
 
 
-def _bind(folder: RunFolder | None, teacher: str | None) -> None:
-    """Tie a run to the content of its teacher, which its settings only name."""
-    if folder is not None and teacher is not None:
-        folder.inputs["teacher"] = teacher
+def _bind(folder: RunFolder | None, role: str, sha256: str | None) -> None:
+    """Tie a run to the content of its teacher, or of the student's first weights, which its settings only name."""
+    if folder is not None and sha256 is not None:
+        folder.inputs[role] = sha256
 
 
 @contextmanager

@@ -66,7 +66,10 @@ class DistillTask(nn.Module):
         self.objective = objective
         # Kept out of the module tree: not trained, not moved into train mode, not part of checkpoints.
         self._teacher = [teacher.eval().requires_grad_(False)] if teacher is not None else []
-        self._compiled_objective: Compiled | None = None
+        self._compiled_teacher: Compiled[[Tensor, bool], Outputs] | None = None
+        self._compiled_objective: (
+            Compiled[[Outputs, Outputs | None, Batch], tuple[Tensor, dict[str, Tensor]]] | None
+        ) = None
         self._student_preact, self._teacher_preact = objective.preact(track)
         self._observe_student = observer(student) if objective.reads else self._logits_alone
         self._observe_teacher = observer(teacher) if teacher is not None else None
@@ -84,7 +87,7 @@ class DistillTask(nn.Module):
 
     @property
     def observe_teacher(self) -> Observer | None:
-        """Runs the teacher, if there is one."""
+        """Runs the teacher as it is, compiled or not, if there is one: what others look up must not depend on that."""
         return self._observe_teacher
 
     def setup(self, images: Tensor, num_classes: int, train_labels: Tensor) -> None:
@@ -198,7 +201,7 @@ class DistillTask(nn.Module):
         self._compiled_objective = Compiled(self.objective, "loss")
         self._observe_student = Compiled(self._observe_student, "student")
         if self._observe_teacher is not None:
-            self._observe_teacher = Compiled(self._observe_teacher, "teacher")
+            self._compiled_teacher = Compiled(self._observe_teacher, "teacher", frozen=True)
 
     def _logits_alone(self, images: Tensor, preact: bool) -> Outputs:
         return Outputs(logits_of(self.student(images)))
@@ -220,7 +223,7 @@ class DistillTask(nn.Module):
         if self._observe_teacher is None or not self.objective.reads:
             return None
         with torch.no_grad(), record_function("itrd.teacher"):
-            return self._observe_teacher(images, self._teacher_preact)
+            return (self._compiled_teacher or self._observe_teacher)(images, self._teacher_preact)
 
 
 def _check_separate(student: nn.Module, teacher: nn.Module) -> None:

@@ -126,6 +126,9 @@ def _lineage(config: Config, record: Config) -> list[tuple[str, str]]:
         top1 = (teacher.get("test") or {}).get("top1")
         rows.append(("Teacher", teacher["arch"] + (f", {top1:.2f}% on the same test set" if top1 else "")))
         rows.append(("Teacher's file", f"{teacher['source']}, sha256 {_code(teacher.get('sha256'))}"))
+    if "student" in record:
+        start = record["student"]
+        rows.append(("Started from", f"{start['source']}, sha256 {_code(start.get('sha256'))}"))
     if "objective" in record:
         rows.append(("Loss", _code(record["objective"])))
     if "protocol" in record:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path, PurePath
 from typing import Any
@@ -14,10 +15,24 @@ from itrd.errors import CheckpointError
 # Of a run's record: what a reader of the weights may want to know. Not its curve, and not its command line, which may
 # name folders of the machine.
 _KEPT = (
-    *("kind", "protocol", "track", "settings", "teacher", "data", "parameters", "objective", "device"),
-    *("provenance", "deterministic", "finished", "seconds"),
+    *(
+        "kind",
+        "protocol",
+        "track",
+        "settings",
+        "teacher",
+        "student",
+        "data",
+        "parameters",
+        "objective",
+        "device",
+    ),
+    *("provenance", "deterministic", "compile", "finished", "seconds"),
 )
 
+
+# A path from the root, alone or behind the name of a network: resnet8:/a/b, timm:x@/a/b, timm:x (/a/b).
+_ABSOLUTE = re.compile(r"(?:(?<=[:@(])|^)(?:/|[A-Za-z]:[\\/])[^)]+")
 
 WEIGHTS = ("last", "best", "ema")  # that a run keeps: two epochs, and the moving average after the last one
 
@@ -86,6 +101,6 @@ def _without_folders(value: Any) -> Any:
         return {key: _without_folders(item) for key, item in value.items()}
     if isinstance(value, list):
         return [_without_folders(item) for item in value]
-    if isinstance(value, str) and PurePath(value).is_absolute():
-        return "/".join(PurePath(value).parts[1:][-2:])
+    if isinstance(value, str):
+        return _ABSOLUTE.sub(lambda found: "/".join(PurePath(found[0]).parts[1:][-2:]), value)
     return value

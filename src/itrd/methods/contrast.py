@@ -80,7 +80,6 @@ class ContrastMemory(nn.Module):
         """N."""
         return len(self.labels)
 
-    @torch.compiler.disable  # compiled random numbers are others
     def draw(self, indices: Tensor) -> Tensor:
         """Choose (B, 1 + K) samples, the positive first, for samples (B,) of the training set."""
         own = self.labels[indices]

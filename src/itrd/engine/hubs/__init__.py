@@ -1,13 +1,14 @@
 """Networks of other libraries by name: ``timm:NAME``, ``torchvision:NAME``, ``hf:ORG/NAME`` (transformers).
 
-``@FILE`` after the name takes the weights from a file (.safetensors, .pth), ``@pretrained`` the library's own. Weights
-files are fetched by the libraries' own clients, into their caches, and read by :mod:`itrd.engine.checkpoint`
-alone, so that nothing a file says is executed. Code that comes with a model on a hub is never run.
+``@FILE`` after the name takes the weights from a file (.safetensors, .pth) or a run folder, ``@pretrained`` the
+library's own. Weights files are fetched by the libraries' own clients, into their caches, and read by
+:mod:`itrd.engine.checkpoint` alone, so that nothing a file says is executed. Code that comes with a model on a hub is
+never run.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -39,7 +40,9 @@ class HubNetwork:
         num_classes: K.
         source: name, with the file its weights are from, or ``fresh``.
         sha256: checksum of that file; None for fresh weights.
-        preprocessing: of the library's network of this name; None for fresh weights.
+        preprocessing: of the library's network of this name; None for fresh weights, and for those that were trained
+            here, whose metadata tells.
+        metadata: of the weights' file.
     """
 
     net: nn.Module
@@ -48,6 +51,7 @@ class HubNetwork:
     source: str
     sha256: str | None
     preprocessing: Preprocessing | None
+    metadata: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -87,8 +91,10 @@ def check(spec: str) -> None:
     """
     parsed = _parse(spec)
     _LIBRARIES[parsed.library].check(parsed.name)
-    if parsed.weights not in (None, PRETRAINED) and not Path(str(parsed.weights)).is_file():
-        raise CheckpointError(f"no weights at {parsed.weights}; give a .safetensors or .pth file after the @")
+    if parsed.weights not in (None, PRETRAINED) and not _file(str(parsed.weights)).is_file():
+        raise CheckpointError(
+            f"no weights at {parsed.weights}; give a run folder, a .safetensors or a .pth file after the @"
+        )
 
 
 def build(spec: str, num_classes: int | None = None, *, pretrained: bool = False) -> HubNetwork:
@@ -108,12 +114,14 @@ def build(spec: str, num_classes: int | None = None, *, pretrained: bool = False
     parsed = _parse(spec)
     library = _LIBRARIES[parsed.library]
     weights = parsed.weights or (PRETRAINED if pretrained else None)
+    path: Path | None = None
+    metadata: dict[str, str] = {}
     if weights is None:
         net = library.create(parsed.name, num_classes)
-        path: Path | None = None
     else:
-        path = library.fetch(parsed.name) if weights == PRETRAINED else Path(weights)
-        net = library.load(parsed.name, _read(path), str(path))
+        path = library.fetch(parsed.name) if weights == PRETRAINED else _file(weights)
+        state, metadata = _read(path)
+        net = library.load(parsed.name, state, str(path))
     classes = _classes(net, parsed.arch)
     if num_classes is not None and num_classes != classes:
         library.reset_classifier(net, num_classes)
@@ -125,7 +133,8 @@ def build(spec: str, num_classes: int | None = None, *, pretrained: bool = False
         classes,
         f"{parsed.arch} (fresh)" if path is None else f"{parsed.arch} ({path})",
         None if path is None else sha256_of(path),
-        None if path is None else library.preprocessing(parsed.name),
+        None if path is None or "data" in metadata else library.preprocessing(parsed.name),
+        metadata,
     )
 
 
@@ -137,10 +146,16 @@ def _parse(spec: str) -> _Spec:
     return _Spec(library, name, weights or None)
 
 
-def _read(path: Path) -> dict[str, Tensor]:
+def _file(weights: str) -> Path:
+    """The file of weights, or that of a run folder."""
+    path = Path(weights)
+    return path / "last.safetensors" if path.is_dir() else path
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     if path.suffix not in (".safetensors", ".pth", ".pt", ".bin"):
         raise CheckpointError(f"{path} is neither a .safetensors nor a .pth file; choose other weights")
-    return read_weights(path)[0]
+    return read_weights(path)
 
 
 def _classes(net: nn.Module, arch: str) -> int:
