@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import Any, Generic, ParamSpec, TypeVar
+from typing import Generic, ParamSpec, TypeVar
 
 import torch
 
@@ -22,17 +22,12 @@ class Compiled(Generic[P, T]):
     Args:
         function: what runs a network, or computes a loss.
         name: what the message about a failure calls it.
-        frozen: the weights that it uses never change: they may become constants of the compiled code.
     """
 
-    def __init__(self, function: Callable[P, T], name: str, *, frozen: bool = False) -> None:
+    def __init__(self, function: Callable[P, T], name: str) -> None:
         self._plain, self._name = function, name
         # Random numbers stay those that torch draws.
-        options: dict[str, str | int | bool | Callable[..., Any]] = {
-            "fallback_random": True,
-            "freezing": frozen,
-        }
-        self._compiled: Callable[P, T] | None = torch.compile(function, options=options)
+        self._compiled: Callable[P, T] | None = torch.compile(function, options={"fallback_random": True})
         self._first = True
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T:

@@ -201,7 +201,7 @@ class DistillTask(nn.Module):
         self._compiled_objective = Compiled(self.objective, "loss")
         self._observe_student = Compiled(self._observe_student, "student")
         if self._observe_teacher is not None:
-            self._compiled_teacher = Compiled(self._observe_teacher, "teacher", frozen=True)
+            self._compiled_teacher = Compiled(self._observe_teacher, "teacher")
 
     def _logits_alone(self, images: Tensor, preact: bool) -> Outputs:
         return Outputs(logits_of(self.student(images)))
