@@ -249,6 +249,21 @@ def test_losses_that_the_compiler_translated_compute_the_same(
         torch.testing.assert_close(translated, plain, rtol=1e-4, atol=atol)
 
 
+@pytest.mark.slow
+def test_what_is_compiled_draws_the_random_numbers_of_torch(capsys: pytest.CaptureFixture[str]) -> None:
+    net = nn.Sequential(nn.Linear(8, 16), nn.Dropout(0.5), nn.Linear(16, 4))
+    torch.compiler.reset()
+    compute = compiled.Compiled(net, "network")
+    x = torch.randn(5, 8)
+    compute(x)
+    found = []
+    for each in (net, compute):
+        torch.manual_seed(3)
+        found.append((each(x), each(x), torch.rand(1)))
+    torch.testing.assert_close(found[1], found[0])
+    assert "cannot be compiled" not in capsys.readouterr().err
+
+
 def test_what_cannot_be_compiled_is_said_once_and_runs(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], data: ImageDataset
 ) -> None:
