@@ -184,7 +184,7 @@ def evaluate(
         normalisation: ``dataset`` or ``imagenet`` (default: as in the training of a named network; otherwise the
             dataset's own, or what a given dataset has).
         confusion: also count how often images of a class (row) are taken for which class (column), in an int64 tensor
-            (K, K) under ``confusion``.
+            (K, K) under ``confusion``; classes are in the order of the dataset's ``class_names``.
         settings: how images are read, as in :class:`itrd.data.opening.Reading`, for example ``image_size=96``.
 
     Raises:

@@ -86,11 +86,11 @@ def test_train_distill_eval(teacher_folder: Path, capsys: pytest.CaptureFixture[
 
 
 def test_classes_with_names_like_markup_are_listed_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
-    _show_classes(torch.tensor([[1, 2, 0], [0, 3, 0], [0, 0, 0]]), ["a[/b]", "[red]cats"])
+    _show_classes(torch.tensor([[1, 2, 0], [0, 3, 0], [0, 0, 0]]), ["a[/b]", "[red]cats", ":cat:"])
     table = capsys.readouterr().out.splitlines()
     assert table[3].split() == ["a[/b]", "3", "33.33%", "[red]cats", "(66.7%)"]
     assert table[4].split() == ["[red]cats", "3", "100.00%"]
-    assert table[-1] == "mean of the 2 classes' accuracies: 66.67%"
+    assert table[-2:] == ["mean of the 2 classes' accuracies: 66.67%", "without test images: :cat:"]
 
 
 def test_the_recorded_command_can_be_pasted(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 import itrd
 from itrd.bench.cells import Cell
 from itrd.cli import main
+from itrd.engine import compiled
 from itrd.engine.config import DistillConfig, TrainConfig
 from itrd.engine.interrupt import Interrupted
 from itrd.engine.networks import check_name, load_network, starting_network
@@ -73,15 +75,66 @@ def test_other_classes_get_a_fresh_classifier_and_nothing_else(name: str, tmp_pa
     assert any(not torch.equal(new[key], other.state_dict()[key]) for key in changed)
 
 
-def test_wrong_names(alone: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"no weights at 'nowhere'; give resnet8:FILE"):
-        check_name("resnet8:nowhere")
-    with pytest.raises(
-        UserError, match=r"is a file or folder; to train a network .*: NAME:.*, or timm:NAME@"
-    ):
-        check_name(str(alone))
+def test_wrong_names(alone: Path, tmp_path: Path) -> None:
+    for name, message in {
+        "resnet8:nowhere": "no weights at 'nowhere'; give resnet8:FILE",
+        "resnet8:": "no weights at ''; give resnet8:FILE",
+        str(
+            alone
+        ): f"holds weights of resnet8; to train a network that starts from them, write resnet8:{alone}",
+        f"resnet8@{alone}": f"weights stand behind a colon here; write resnet8:{alone}",
+        f"timm:test_resnet:{alone}": f"weights stand behind an @ here; write timm:test_resnet@{alone}",
+        "timm:test_resnet@": "nothing follows the @",
+        "": "'' names no network",
+        ":runs/a": "':runs/a' names no network",
+        str(tmp_path): "no checkpoint at",
+    }.items():
+        with pytest.raises(UserError, match=re.escape(message)):
+            check_name(name)
     with pytest.raises(CheckpointError, match=r"resnet20"):
         starting_network(f"resnet20:{alone}", 10, 0)
+
+
+def test_a_run_says_what_it_starts_from(
+    alone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = [
+        "--epochs",
+        "1",
+        "--train_subset",
+        "64",
+        "--test_subset",
+        "20",
+        "--device",
+        "cpu",
+        "--out",
+        "",
+    ]
+    assert main(["train", "--model", f"resnet8:{alone}", *settings]) == 0
+    assert f"starts from {alone / 'last.safetensors'}\n" in capsys.readouterr().out
+    torch.save({"model": itrd.create_model("resnet8", 7).state_dict()}, tmp_path / "x.pth")
+    assert main(["train", "--model", f"resnet8:{tmp_path / 'x.pth'}", *settings]) == 0
+    assert "x.pth; its classifier starts afresh: 7 classes there, 10 here\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("parts", [(True, False), (False, True), (False, False)])
+def test_a_run_that_was_compiled_in_part_says_so(
+    parts: tuple[bool, bool], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compiled.torch, "compile", lambda function, options: function)
+    settings = {**SHORT, "epochs": 2, "out": str(tmp_path / "run")}
+
+    def stop(trainer: Any, epoch: Any) -> None:
+        trainer.request_stop()
+
+    first, second = parts
+    with (
+        pytest.raises(Interrupted),
+        prepare_train(TrainConfig(model="resnet8", **settings, compile=first), [stop]) as run,
+    ):
+        run.fit()
+    record = itrd.train("resnet8", "digits", **settings, compile=second, resume=True).record
+    assert record.get("compile") == (True if any(parts) else None)
 
 
 def test_weights_that_were_trained_on_test_images_are_refused(tmp_path: Path) -> None:
@@ -110,7 +163,7 @@ def test_a_resumed_run_wants_the_weights_it_began_with(alone: Path, tmp_path: Pa
     out = tmp_path / "run"
 
     def stop(trainer: Any, epoch: Any) -> None:
-        raise Interrupted("as if by a signal")
+        trainer.request_stop()
 
     config = TrainConfig(model=f"resnet8:{start}", data="digits", **{**SHORT, "epochs": 2}, out=str(out))
     with pytest.raises(Interrupted), prepare_train(config, [stop]) as trainer:
@@ -145,6 +198,13 @@ def test_a_library_s_file_that_was_trained_here_says_its_images_too(tmp_path: Pa
     name, settings = "timm:test_resnet", {"epochs": 1, "device": "cpu"}
     itrd.train(name, data, **settings, val_fraction=0.1, out=str(tmp_path / "a"))
     itrd.train(name, data, **settings, val_fraction=0.1, normalisation="imagenet", out=str(tmp_path / "b"))
+    out = str(tmp_path / "e")
+    assert (
+        main(["export", "--model", f"{name}@{tmp_path / 'a'}", "--format", "safetensors", "--out", out]) == 0
+    )
+    card = (tmp_path / "e" / "README.md").read_text()
+    assert 'timm.create_model("test_resnet", num_classes=3).eval()' in card
+    assert "no record of training" not in card
     for start in (f"{name}@{tmp_path / 'a'}", f"{name}@{tmp_path / 'a' / 'last.safetensors'}"):
         assert load_network(start).preprocessing is None
         with pytest.raises(UserError, match="some of these test images were trained on"):

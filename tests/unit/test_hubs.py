@@ -334,7 +334,8 @@ def test_fetch_from_a_hub(repository: Path, tmp_path: Path, monkeypatch: pytest.
         assert found.preprocessing == hubs.Preprocessing(32, (0.5,) * 3, (0.25,) * 3)
         found = load_network("timm:test_resnet.r160_in1k")
         assert (found.num_classes, found.sha256) == (1000, sha256_of(own / "model.safetensors"))
-        assert starting_network("timm:test_resnet@pretrained", 10, 0).num_classes == 10
+        found = starting_network("timm:test_resnet@pretrained", 10, 0)
+        assert (found.num_classes, found.net.num_classes) == (1000, 10)
         with pytest.raises(UserError, match=r"org/none has no model\.safetensors"):
             load_network("hf:org/none")
         with pytest.raises(

@@ -83,11 +83,20 @@ def measure(
     )
     if by_class:
         _show_classes(found["confusion"], dataset.class_names)
+        renamed = [
+            f"{a} ({b} here)"
+            for a, b in zip(network.class_names, dataset.class_names, strict=False)
+            if a != b
+        ]
+        if renamed:
+            print(f"the network's file names classes otherwise: {', '.join(renamed)}")
 
 
 # The parser reads the names that are imported for types too, and torch would make --help slow.
 def _show_classes(confusion: Any, names: Sequence[str]) -> None:
     """List the classes of a confusion matrix, a tensor of :func:`itrd.engine.evaluate.confusion`."""
+    from rich.text import Text
+
     counts = confusion.sum(dim=1)
     there = counts.nonzero().flatten().tolist()
     right = 100 * confusion.diagonal() / counts
@@ -98,15 +107,17 @@ def _show_classes(confusion: Any, names: Sequence[str]) -> None:
         other = (
             f"{_class_name(names, j)} ({100 * int(wrong[i, j]) / int(counts[i]):.1f}%)" if wrong[i, j] else ""
         )
-        table.add_row(_class_name(names, i), f"{int(counts[i]):,}", f"{float(right[i]):.2f}%", other)
+        row = (_class_name(names, i), f"{int(counts[i]):,}", f"{float(right[i]):.2f}%", other)
+        table.add_row(*map(Text, row))  # names may look like markup
     show_table(table)
     print(f"mean of the {len(there)} classes' accuracies: {float(right[there].mean()):.2f}%")
+    if len(there) < len(counts):
+        absent = [_class_name(names, i) for i in range(len(counts)) if not counts[i]]
+        print(f"without test images: {', '.join(absent)}")
 
 
 def _class_name(names: Sequence[str], number: int) -> str:
-    from rich.markup import escape
-
-    return escape(names[number]) if number < len(names) else str(number)
+    return names[number] if number < len(names) else str(number)
 
 
 def models() -> None:

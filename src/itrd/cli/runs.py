@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
+from typing import Any
 
 from itrd.engine.config import DistillConfig, RunConfig
 from itrd.engine.launch import launched
@@ -76,9 +78,19 @@ def _fit(trainer: Trainer) -> Result:
         f"{trainer.device}, {config.precision}, {config.protocol()} schedule",
         flush=True,
     )
+    if "student" in trainer.record:
+        print(_start(trainer.record["student"], trainer.data.num_classes), flush=True)
     result = trainer.fit()
     _summary(trainer, result)
     return result
+
+
+def _start(student: Mapping[str, Any], classes: int) -> str:
+    held = student["num_classes"]
+    afresh = (
+        f"; its classifier starts afresh: {held} classes there, {classes} here" if held != classes else ""
+    )
+    return f"starts from {student['source']}{afresh}"
 
 
 def _profile(config: RunConfig, trace: Path) -> int:

@@ -91,7 +91,8 @@ class Compared:
         difference = self.difference
         if difference is not None:
             lines.append(
-                f"distilled - alone: {difference.difference:+.2f} points of top-1, {_certainty(difference)}"
+                f"distilled - alone: {difference.difference:+.2f} points of top-1, "
+                f"{_certainty(difference, self.folder)}"
             )
         else:
             found = summarize(list(distilled.values()))
@@ -207,9 +208,10 @@ def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
     return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in values.items()}
 
 
-def _certainty(difference: Comparison) -> str:
+def _certainty(difference: Comparison, folder: Path | None) -> str:
     if difference.n == 1:
-        return "of one seed, which tells nothing about chance; --seeds 3 gives an interval"
+        more = "" if folder is None else f" (with --resume --out {folder} the finished runs are kept)"
+        return f"of one seed, which tells nothing about chance; --seeds 3 gives an interval{more}"
     if math.isnan(difference.low):
         return f"equal in all {difference.n} seeds, so there is no interval"
     interval = f"95% interval {difference.low:+.2f} to {difference.high:+.2f}"

@@ -64,7 +64,7 @@ def get_test_data(
         settings: of :class:`itrd.data.opening.Reading`; None for what the file says.
 
     Raises:
-        UserError: the network has other classes, or was trained on some of the test images.
+        UserError: there are no labelled test images, or the network has other classes or was trained on some of them.
         DataError: the images cannot be read.
     """
     source = data_of(network) if data is None else data
@@ -74,6 +74,8 @@ def get_test_data(
         usual = {"image_size": network.image_size or size_for(network.arch)}
         asked = {**usual, **(network.reading if by_name else {}), **asked}
     dataset = read_dataset(source, Reading(**asked), root=root, download=download, train=False)
+    if not len(dataset.test):
+        raise UserError(f"{dataset.name} has no labelled test images to measure an accuracy on; give some")
     check_classes(network, dataset)
     check_held_out(network, dataset)
     return dataset.normalised(normalisation or network.normalisation or dataset.normalisation)

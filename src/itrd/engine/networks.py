@@ -209,14 +209,16 @@ def starting_network(name: str, num_classes: int, seed: int) -> TrainedNetwork:
         seed: of the run.
 
     Returns:
-        The network, and where its weights come from; ``sha256`` is None where all are fresh.
+        The network, and where its weights come from: ``sha256`` is None where all are fresh; ``num_classes`` is the
+        file's.
 
     Raises:
         CheckpointError: the weights are damaged, unsafe or of another network.
     """
     torch.manual_seed(derive(seed, "weights"))
     if hubs.is_hub(name):
-        return _of_library(hubs.build(name, num_classes))
+        hub = hubs.build(name, num_classes)
+        return replace(_of_library(hub), num_classes=hub.held_classes or num_classes)
     if ":" not in name:
         net = create_model(name, num_classes)
         return TrainedNetwork(net, name, num_classes, f"{name} (fresh)", None, None)
@@ -229,7 +231,7 @@ def starting_network(name: str, num_classes: int, seed: int) -> TrainedNetwork:
     state = trained.net.state_dict()
     kept = {key: value for key, value in state.items() if not key.startswith(f"{classifier}.")}
     net.load_state_dict(kept, strict=False)
-    return replace(trained, net=net, num_classes=num_classes)
+    return replace(trained, net=net)
 
 
 def given_network(role: str, net: Any, *, names: bool = True) -> Any:
@@ -272,12 +274,17 @@ def check_name(name: str) -> None:
     if hubs.is_hub(name):
         hubs.check(name)
         return
-    hubs.check_prefix(name)
     arch, colon, path = name.partition(":")
+    if not arch:
+        raise UserError(f"{name!r} names no network; `itrd models` lists those of this package")
+    if "@" in name and name.partition("@")[0] in list_models():
+        raise UserError(f"weights stand behind a colon here; write {name.replace('@', ':', 1)}")
+    hubs.check_prefix(name)
     if arch not in list_models() and Path(name).exists():
+        held = load_network(name).arch
         raise UserError(
-            f"{name} is a file or folder; to train a network that starts from its weights, name the network too: "
-            f"NAME:{name}, NAME from `itrd models`, or timm:NAME@{name}"
+            f"{name} holds weights of {held}; to train a network that starts from them, write "
+            f"{held}{'@' if hubs.is_hub(held) else ':'}{name}"
         )
     with torch.device("meta"):
         create_model(arch if colon else name)

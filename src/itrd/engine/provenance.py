@@ -30,9 +30,15 @@ def provenance(device: str = "cpu") -> dict[str, Any]:
     }
 
 
-def with_provenance(earlier: list[dict[str, Any]], device: str, processes: int = 1) -> list[dict[str, Any]]:
+def with_provenance(
+    earlier: list[dict[str, Any]], device: str, processes: int = 1, *, compiled: bool = False
+) -> list[dict[str, Any]]:
     """Append this process's provenance to those of a run, unless it is the same as the last."""
-    now = {**provenance(device), **({"processes": processes} if processes > 1 else {})}
+    now = {
+        **provenance(device),
+        **({"processes": processes} if processes > 1 else {}),
+        **({"compile": True} if compiled else {}),
+    }
     return earlier if earlier and earlier[-1] == now else [*earlier, now]
 
 

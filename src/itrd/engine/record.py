@@ -91,6 +91,8 @@ def build_record(
     protocol = config.protocol()
     if processes > 1 and protocol != "custom":  # batch norms see parts of the published batches
         protocol += f", {processes} processes"
+    # Of any part of a run that was resumed.
+    compiled = config.compile or any(part.get("compile") for part in extra.get("provenances", []))
     return {
         "format": RECORD_FORMAT,
         "protocol": protocol,
@@ -111,7 +113,7 @@ def build_record(
         **({"processes": processes} if processes > 1 else {}),
         "provenance": provenance(device),
         "deterministic": config.deterministic,
-        **({"compile": True} if config.compile else {}),
+        **({"compile": True} if compiled else {}),
         "skipped_steps": sum(e.skipped for e in epochs),
         "command": command_line(),
         "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),

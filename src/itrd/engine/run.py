@@ -210,7 +210,13 @@ def _student(
     check_normalisation(start, data)
     check_held_out(start, data)
     _bind(folder, "first weights", start.sha256)
-    return start.net, {"student": {"arch": start.arch, "source": start.source, "sha256": start.sha256}}
+    origin = {
+        "arch": start.arch,
+        "source": start.source,
+        "sha256": start.sha256,
+        "num_classes": start.num_classes,
+    }
+    return start.net, {"student": origin}
 
 
 def _folder(config: RunConfig) -> RunFolder | None:

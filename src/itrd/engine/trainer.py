@@ -172,7 +172,9 @@ class Trainer:
         if self.folder is not None and resumed is not None and self._is_through():
             with self._writing():
                 return finished_before(self, self.folder)
-        self.provenances = with_provenance(self.provenances, str(self.device), self.team.size)
+        self.provenances = with_provenance(
+            self.provenances, str(self.device), self.team.size, compiled=self.config.compile
+        )
         with self._window(), self._writing():
             known = [asdict(e) for e in (*self.first_stages, *self.history)]
             log = EpochLog(self.folder, known, tensorboard=config.tensorboard)

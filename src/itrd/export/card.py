@@ -205,7 +205,11 @@ def _uses(config: Config) -> list[str]:
     shape = ", ".join(map(str, config["image_shape"]))
     images = f"images = torch.rand(8, {shape})  # see Input"
     make = f'itrd.create_model("{config["arch"]}", num_classes={config["num_classes"]}).eval()'
-    if config["arch"] not in list_models():
+    library = "timm" if config["arch"].startswith("timm:") else "itrd"
+    if library == "timm":
+        name = config["arch"].removeprefix("timm:")
+        make = f'timm.create_model("{name}", num_classes={config["num_classes"]}).eval()'
+    elif config["arch"] not in list_models():
         make = f"...  # the network whose weights these are, {config['arch']}, in eval mode"
     code = {
         "model.onnx": (
@@ -221,7 +225,7 @@ def _uses(config: Config) -> list[str]:
         ),
         "model.safetensors": (
             "The weights alone need the network's code:",
-            "import itrd, torch\nfrom safetensors.torch import load_file\n\n"
+            f"import {library}, torch\nfrom safetensors.torch import load_file\n\n"
             f'net = {make}\nnet.load_state_dict(load_file("model.safetensors"))\n{images}\nlogits = net(images)',
         ),
         "model.packed.safetensors": (

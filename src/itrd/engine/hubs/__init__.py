@@ -38,11 +38,12 @@ class HubNetwork:
         net: the network.
         arch: its name without weights, ``timm:resnet18``; ``net.arch`` is the same.
         num_classes: K.
-        source: name, with the file its weights are from, or ``fresh``.
+        source: the file its weights are from, behind the name where the library chose it; or the name and ``fresh``.
         sha256: checksum of that file; None for fresh weights.
         preprocessing: of the library's network of this name; None for fresh weights, and for those that were trained
             here, whose metadata tells.
         metadata: of the weights' file.
+        held_classes: number of classes of the weights, where that is another one and the classifier was made anew.
     """
 
     net: nn.Module
@@ -52,6 +53,7 @@ class HubNetwork:
     sha256: str | None
     preprocessing: Preprocessing | None
     metadata: dict[str, str] = field(default_factory=dict)
+    held_classes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,7 @@ def build(spec: str, num_classes: int | None = None, *, pretrained: bool = False
         path = library.fetch(parsed.name) if weights == PRETRAINED else _file(weights)
         state, metadata = _read(path)
         net = library.load(parsed.name, state, str(path))
-    classes = _classes(net, parsed.arch)
+    classes = held = _classes(net, parsed.arch)
     if num_classes is not None and num_classes != classes:
         library.reset_classifier(net, num_classes)
         classes = num_classes
@@ -131,18 +133,30 @@ def build(spec: str, num_classes: int | None = None, *, pretrained: bool = False
         net.eval(),
         parsed.arch,
         classes,
-        f"{parsed.arch} (fresh)" if path is None else f"{parsed.arch} ({path})",
+        _source(parsed, path),
         None if path is None else sha256_of(path),
         None if path is None or "data" in metadata else library.preprocessing(parsed.name),
         metadata,
+        held if held != classes else None,
     )
+
+
+def _source(spec: _Spec, path: Path | None) -> str:
+    if path is None:
+        return f"{spec.arch} (fresh)"
+    return f"{spec.arch} ({path})" if spec.weights in (None, PRETRAINED) else str(path)
 
 
 def _parse(spec: str) -> _Spec:
     library, _, rest = spec.partition(":")
-    name, _, weights = rest.partition("@")
+    name, at, weights = rest.partition("@")
     if not name:
         raise UserError(f"{spec!r} names no network; write {library}:NAME, or {library}:NAME@FILE")
+    if at and not weights:
+        raise UserError(f"nothing follows the @ of {spec!r}; name a file or run folder, or leave the @ out")
+    if ":" in name:
+        name, _, weights = name.partition(":")
+        raise UserError(f"weights stand behind an @ here; write {library}:{name}@{weights}")
     return _Spec(library, name, weights or None)
 
 

@@ -73,8 +73,8 @@ def import_library(name: str, library: str) -> Any:
         extra = _EXTRAS[library]
         if not isinstance(error, ModuleNotFoundError):
             raise UserError(
-                f"{library}: {extra} is installed and cannot be imported ({error}); do the versions of torch and "
-                "torchvision belong together?"
+                f"{library}: {extra} is installed and cannot be imported ({error}); install torch and torchvision "
+                "anew, together and for the same kind of device"
             ) from None
         raise UserError(f"{library}: networks need {extra} ({error}); pip install 'itrd[{extra}]'") from None
 
