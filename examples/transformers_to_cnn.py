@@ -60,9 +60,8 @@ def main() -> None:
     blocks = [path for path, module in teacher.named_modules() if type(module).__name__ == "ViTLayer"]
     taps = {"teacher_taps": blocks[-1:], "student_taps": ["2"]}
     print(itrd.describe_taps(teacher, student, torch.randn(2, 3, 32, 32), **taps))
-    method = "kd + 0.1*hint(hint_layer=1)"
     settings = {"epochs": arguments.epochs, "seeds": arguments.seeds, **taps}
-    result = itrd.distill(teacher, student, data, method, control=True, **settings)
+    result = itrd.distill(teacher, student, data, "kd + 0.1*hint(hint_layer=1)", control=True, **settings)
     assert result.comparison is not None
     for run in ("alone", "distilled"):
         found = result.comparison[run]
