@@ -14,7 +14,9 @@ import torch
 from torch import nn
 
 import itrd
+from itrd.engine.evaluate import evaluate
 from itrd.engine.networks import load_network
+from itrd.engine.place import place_test
 from itrd.errors import UserError
 
 
@@ -152,6 +154,23 @@ def test_confusion_counts_what_is_taken_for_what() -> None:
     assert found["confusion"].tolist() == [[pairs.count((i, j)) for j in range(10)] for i in range(10)]
     assert found["top1"] == pytest.approx(100 * sum(i == j for i, j in pairs) / 40)
     assert "confusion" not in itrd.evaluate(Says(), data)
+
+
+@pytest.mark.parametrize("batch", [1, 3, 7, 40])
+def test_equal_accuracies_are_equal_numbers(batch: int) -> None:
+    data = itrd.load_dataset("digits").subset(test=40)
+    images = place_test(data, torch.device("cpu"))
+    labels = torch.tensor(data.test.labels)
+
+    class Knows(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            first = (images.plain(torch.arange(40))[:, None] == x).all(dim=(2, 3, 4)).int().argmax(dim=0)
+            known = first < 23
+            return nn.functional.one_hot(
+                torch.where(known, labels[first], (labels[first] + 1) % 10), 10
+            ).float()
+
+    assert evaluate(Knows(), images, batch_size=batch)["top1"] == 100 * 23 / 40
 
 
 class Frozen(Own):

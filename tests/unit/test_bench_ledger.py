@@ -101,6 +101,23 @@ def _set(*path: str | int) -> Callable[[dict[str, Any], Any], None]:
     return change
 
 
+@pytest.mark.parametrize("said", [4, 9, 2])
+def test_any_of_several_best_epochs_may_be_the_best(said: int, tmp_path: Path) -> None:
+    record = synthetic.record(KD, 12, protocol="custom")
+    curve = record["curve"]
+    for epoch in (4, 9):
+        curve["test"]["top1"][epoch - 1] = 99.5
+    parts = {name: {k: v[said - 1] for k, v in curve[name].items()} for name in ("train", "test")}
+    record["best"] |= {k: v[said - 1] for k, v in curve.items() if isinstance(v, list)} | parts
+    path = tmp_path / "smoke" / f"{KD.name}.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps(record))
+    faults = check_ledger(Ledger(tmp_path))
+    assert [str(fault).partition(": ")[2] for fault in faults] == (
+        [] if said in (4, 9) else ["best is not epoch 4 of its curve"]
+    )
+
+
 @pytest.mark.parametrize(
     ("change", "value", "complaint"),
     [

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from itrd.data.source import ImageSource
 from itrd.engine.device import autocast
-from itrd.engine.metrics import accuracies
+from itrd.engine.metrics import hits
 from itrd.engine.team import ALONE, Team
 from itrd.errors import UserError
 from itrd.methods.base import at_least_float32
@@ -44,13 +44,14 @@ def evaluate(
     """
     if not len(images):
         return {}
-    sums = torch.zeros(4, dtype=torch.float64, device=images.device)  # of top1, top5, loss, and of ones
+    # Of images right by top-1, by top-5, losses, and images: counted, so that equal accuracies are equal numbers.
+    sums = torch.zeros(4, dtype=torch.float64, device=images.device)
     for logits, labels in _outputs(net, images, precision, batch_size, team):
-        means = [*accuracies(logits, labels).values(), F.cross_entropy(logits, labels)]
-        sums += torch.stack([*(mean.double() for mean in means), torch.ones_like(sums[0])]) * len(labels)
+        loss = F.cross_entropy(logits, labels).double() * len(labels)
+        sums += torch.stack([*hits(logits, labels).values(), loss, torch.full_like(loss, len(labels))])
     team.sum([sums])
-    top1, top5, loss = sums[:3].div(sums[3]).tolist()
-    return {"top1": top1, "top5": top5, "loss": loss}
+    top1, top5, losses, count = sums.tolist()
+    return {"top1": 100 * top1 / count, "top5": 100 * top5 / count, "loss": losses / count}
 
 
 @torch.no_grad()

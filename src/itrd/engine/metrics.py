@@ -102,9 +102,14 @@ def stacked(scalars: Sequence[Tensor]) -> Tensor:
 
 def accuracies(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
     """Top-1 and top-5 accuracy of a batch in percent, as scalars on the device."""
+    return {name: count * (100.0 / len(labels)) for name, count in hits(logits, labels).items()}
+
+
+def hits(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """How many images of a batch are right by top-1 and by top-5, as int64 scalars on the device."""
     best = logits.topk(min(5, logits.shape[1]), dim=1).indices
     right = best == labels[:, None]
-    return {f"top{k}": right[:, :k].sum() * (100.0 / len(labels)) for k in (1, 5)}
+    return {f"top{k}": right[:, :k].sum() for k in (1, 5)}
 
 
 def accuracy_text(found: Mapping[str, float], classes: int) -> str:
