@@ -111,7 +111,8 @@ def examined(role: str, net: nn.Module, images: Tensor) -> Iterator[None]:
         UserError: the network fails on the images, which are not of a kind that it takes, or returns no logits.
     """
     shape = "x".join(map(str, images.shape[1:]))
-    advice = f"choose another network{' or add --teacher_size' if role == 'teacher' else ''}"
+    flags = {"teacher": " or add --teacher_size", "student": " or another --image_size"}
+    advice = f"choose another network{flags.get(role, '')}"
     with (
         in_eval_mode(net),
         torch.no_grad(),
