@@ -32,7 +32,8 @@ HOSTILE = "</script><script>document.title='broken'</script><img src=x onerror=\
 
 # Places on the page: published tracks first, then the package's others by name, then what the ledger has besides.
 SMOKE, HOSTILE_TRACK = (
-    ["protocol", "binary", "binary-short", "smoke", "other"].index(t) for t in ("smoke", "other")
+    ["protocol", "protocol-bf16", "binary", "binary-short", "smoke", "other"].index(t)
+    for t in ("smoke", "other")
 )
 
 

@@ -20,8 +20,10 @@ from itrd.methods import list_methods
 from itrd.recipes import PAIRS
 
 
-def test_protocol_has_both_tables() -> None:
-    track = load_track("protocol")
+@pytest.mark.parametrize(("name", "label"), [("protocol", "protocol"), ("protocol-bf16", "protocol, bf16")])
+def test_protocol_has_both_tables(name: str, label: str) -> None:
+    track = load_track(name)
+    assert track.published
     cells = list(cells_of(track))
     assert len(cells) == len(set(cells))
     assert [c.student for c in cells[:6]] == [
@@ -40,7 +42,7 @@ def test_protocol_has_both_tables() -> None:
     for cell in cells:
         if cell.seed == 0:
             config = config_of(track, cell)
-            assert config.protocol() == "protocol"
+            assert config.protocol() == label
             assert isinstance(config, DistillConfig) == (cell.teacher is not None)
 
 
@@ -185,3 +187,10 @@ def test_records_of_unknown_networks_tell_no_rate(tmp_path: Path) -> None:
     known = (Cell("smoke", None, "resnet20", "none", 0), "bf16")
     alone = costs_after(tmp_path / "known", track, known)
     assert costs_after(tmp_path, track, known).of(cell) == alone.of(cell)
+
+
+def test_the_protocol_in_bf16_has_the_same_cells() -> None:
+    tracks = [load_track(name) for name in ("protocol", "protocol-bf16")]
+    first, second = ([replace(c, track="") for c in cells_of(track)] for track in tracks)
+    assert first == second
+    assert tracks[0].network_name("vgg13") != tracks[1].network_name("vgg13")

@@ -184,10 +184,13 @@ def test_faulty_ledgers(tmp_path: Path) -> None:
     assert "no such folder" in check_ledger(Ledger(tmp_path / "none"))[0]
 
 
-def test_unpublished_schedules_do_not_pass_as_published(tmp_path: Path) -> None:
-    cell = next(c for c in cells_of(load_track("protocol")) if c.method == "kd")
-    synthetic.write(tmp_path, cell, synthetic.record(cell, 240, protocol="custom"))
-    assert "published schedule" in check_ledger(Ledger(tmp_path))[0]
+@pytest.mark.parametrize(("track", "label"), [("protocol", "protocol"), ("protocol-bf16", "protocol, bf16")])
+def test_unpublished_schedules_do_not_pass_as_published(tmp_path: Path, track: str, label: str) -> None:
+    cell = next(c for c in cells_of(load_track(track)) if c.method == "kd")
+    for other in {"custom", "protocol", "protocol, bf16"}:
+        synthetic.write(tmp_path / other, cell, synthetic.record(cell, 240, protocol=other))
+        refused = [fault for fault in check_ledger(Ledger(tmp_path / other)) if "published schedule" in fault]
+        assert bool(refused) == (other != label)
 
 
 def test_rewritten_records_are_noticed(tmp_path: Path) -> None:

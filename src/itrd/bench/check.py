@@ -11,7 +11,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from itrd.bench.cells import Cell
+from itrd.bench.cells import Cell, cells_of, config_of
 from itrd.bench.documents import DocumentError, refreshed
 from itrd.bench.ledger import Ledger
 from itrd.bench.record import RecordError, cell_of, columns, parse
@@ -103,9 +103,18 @@ def _check_place(record: Mapping[str, Any], path: Path) -> list[str]:
         faults.append("cell and settings contradict each other")
     if cell.teacher is not None and cell.teacher != record["teacher"]["arch"]:
         faults.append("cell and teacher contradict each other")
-    if cell.track in list_tracks() and load_track(cell.track).published and record["protocol"] != "protocol":
-        faults.append("not run with the published schedule")
+    label = _published_label(cell.track)
+    if label and record["protocol"] != label:
+        faults.append(f"not run with the published schedule: labelled {record['protocol']}, not {label}")
     return faults
+
+
+@cache
+def _published_label(name: str) -> str | None:
+    """How the runs of a track that stands beside published numbers are labelled; None for other tracks."""
+    if name not in list_tracks() or not (track := load_track(name)).published:
+        return None
+    return config_of(track, next(cells_of(track))).protocol()
 
 
 @cache

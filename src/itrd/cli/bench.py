@@ -27,7 +27,7 @@ def plan(
     """List the benchmark's cells in order of priority: what they cost, which are done.
 
     Args:
-        track: protocol, smoke, binary, binary-short, or a YAML file.
+        track: protocol, protocol-bf16, smoke, binary, binary-short, or a YAML file.
         pairs: only these, as in resnet56:resnet20,vgg13:vgg8; one network's name stands for all its pairs.
         methods: only these, separated by commas; teacher for teachers, none for students alone.
         seeds: only these, as in 0-2,4.
@@ -88,7 +88,7 @@ def run(
     one continues, here or, with the run folder copied, elsewhere.
 
     Args:
-        track: protocol, smoke, binary, binary-short, or a YAML file.
+        track: protocol, protocol-bf16, smoke, binary, binary-short, or a YAML file.
         pairs: only these, as in resnet56:resnet20,vgg13:vgg8; one network's name stands for all its pairs.
         methods: only these, separated by commas; teacher for teachers, none for students alone.
         seeds: only these, as in 0-2,4.
