@@ -16,9 +16,9 @@ from itrd.dropin.options import (
     student_options,
     teacher_options,
 )
-from itrd.engine.config import milestone_rate
 from itrd.engine.metrics import accuracies
 from itrd.engine.networks import architecture_from_path
+from itrd.engine.rates import milestone_rate
 
 FILE = GOLDEN / "misc.json"
 MISC = load_json(FILE) if FILE.is_file() else {}

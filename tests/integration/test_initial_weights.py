@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +145,16 @@ def test_weights_that_were_trained_on_test_images_are_refused(tmp_path: Path) ->
     itrd.train(f"resnet8:{tmp_path / 'a'}", data, epochs=1, val_fraction=0.1, device="cpu")
     with pytest.raises(UserError, match="some of these test images were trained on"):
         itrd.train(f"resnet8:{tmp_path / 'a'}", data, epochs=1, val_fraction=0.3, device="cpu")
+
+
+def test_a_classifier_of_the_same_classes_in_another_order_is_refused(alone: Path) -> None:
+    digits = itrd.load_dataset("digits")
+    turned = replace(digits, class_names=digits.class_names[::-1])
+    with pytest.raises(UserError, match=r"class 'nine' is number 9 for .* and number 0 in digits"):
+        itrd.train(f"resnet8:{alone}", turned, out="", **SHORT)
+    itrd.train("resnet8", turned, out="", **SHORT)
+    others = replace(digits, class_names=tuple("abcdefghij"))  # other classes, another classifier in time
+    itrd.train(f"resnet8:{alone}", others, out="", **SHORT)
 
 
 def test_the_label_of_the_protocol_and_the_rate_know_of_it() -> None:

@@ -15,6 +15,7 @@ import itrd
 from itrd.engine.checkpoint import save_weights
 from itrd.engine.config import DistillConfig, TrainConfig
 from itrd.engine.log import Quiet
+from itrd.engine.networks import load_network
 from itrd.engine.record import Epoch
 from itrd.engine.run import prepare_distill, prepare_train
 from itrd.engine.state import restore_run, save_run, saved_run
@@ -118,6 +119,12 @@ def test_a_checkpoint_of_another_network_is_refused_with_the_reason(
         resumed({**settings, "model": "resnet8"}, tmp_path / "run")
 
 
+def test_a_checkpoint_is_not_a_file_of_weights(tmp_path: Path, tiny: dict[str, Any]) -> None:
+    whole_run({**tiny, "model": "resnet8", "data": "digits", "epochs": 1}, tmp_path / "run")
+    with pytest.raises(CheckpointError, match="is what --resume continues a run from, not a file of weights"):
+        load_network(f"resnet8:{tmp_path / 'run' / 'checkpoint.pt'}")
+
+
 def test_resuming_a_finished_run_changes_nothing(
     tmp_path: Path, tiny: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -157,6 +164,21 @@ def test_a_run_is_tied_to_its_teachers_content(
     save_weights(tmp_path / "teacher" / "last.safetensors", net, {"arch": "resnet8", "data": "digits"})
     with pytest.raises(RunFolderError, match=r"the teacher of the run in .* changed since it began"):
         resumed(settings, tmp_path / "run")
+
+
+def test_another_spelling_of_the_same_path_is_the_same_run(
+    tmp_path: Path, tiny: dict[str, Any], teacher_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(teacher_folder, tmp_path / "runs" / "teacher")
+    monkeypatch.chdir(tmp_path)
+    settings = {**tiny, "student": "resnet8:runs/teacher", "method": "kd"}
+    run_until_stopped({**settings, "teacher": "runs/teacher"}, tmp_path / "run", 2)
+    monkeypatch.chdir(tmp_path / "runs")
+    settings["student"] = f"resnet8:{tmp_path / 'runs' / 'teacher'}"
+    shutil.copytree(teacher_folder, "other")
+    with pytest.raises(RunFolderError, match="holds another run"):
+        resumed({**settings, "teacher": "other"}, tmp_path / "run")
+    resumed({**settings, "teacher": "./teacher/"}, tmp_path / "run")
 
 
 def test_a_run_is_tied_to_a_given_teachers_weights(tmp_path: Path, tiny: dict[str, Any]) -> None:

@@ -6,7 +6,8 @@ import math
 
 import pytest
 
-from itrd.engine.config import DistillConfig, TrainConfig, milestone_rate, rate_of
+from itrd.engine.config import DistillConfig, TrainConfig
+from itrd.engine.rates import milestone_rate, rate_of
 from itrd.errors import UserError
 from itrd.stats import paired_difference, summarize
 

@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from itrd.cli.parser import build_parser
-from itrd.engine.config import DistillConfig, rate_of
+from itrd.engine.config import DistillConfig
+from itrd.engine.rates import rate_of
 from itrd.errors import UserError
 from itrd.methods import create_objective, method_class
 from itrd.models import list_models

@@ -93,6 +93,10 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             ) from None
         header = int.from_bytes(content[:8], "little")
         return state, _metadata(content[8 : 8 + header])
+    if content.startswith(_MAGIC):
+        raise CheckpointError(
+            f"{path} is what --resume continues a run from, not a file of weights; give the folder of a finished run"
+        )
     state = _state_dict(load_pth(content, str(path)), path)
     # Views can repeat the same few numbers without end.
     if sum(value.numel() * value.element_size() for value in state.values()) > 2 * len(content):

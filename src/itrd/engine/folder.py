@@ -16,6 +16,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
+from os.path import realpath
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +93,7 @@ class RunFolder:
         defaults = {f.name: f.default for f in dataclasses.fields(self._config)}
         theirs = {key: held.get(key, default) for key, default in defaults.items()}
         ours = {key: mine.get(key, default) for key, default in defaults.items()}
-        different = [key for key in defaults if theirs[key] != ours[key]]
+        different = [key for key in defaults if not _same(key, theirs[key], ours[key])]
         if different:
             shown = ", ".join(f"{key} {_short(theirs[key])} not {ours[key]!r}" for key in different[:3])
             raise RunFolderError(f"{self.path} holds another run ({shown}); choose another folder with --out")
@@ -148,6 +150,19 @@ class RunFolder:
         """Release the lock."""
         if self._lock is not None:
             self._lock.release()
+
+
+# Settings that may name a file or folder. What is there is compared by checksum (inputs.json).
+_PLACES = frozenset({"data", "teacher", "teacher_logits", "model", "student"})
+
+
+def _same(key: str, held: Any, given: Any) -> bool:
+    """Whether two values of a setting mean the same: of a path, other spellings do."""
+    if held == given or key not in _PLACES or not (isinstance(held, str) and isinstance(given, str)):
+        return held == given
+    # NAME:FILE and LIBRARY:NAME@FILE, too.
+    first, second = ([realpath(part) for part in re.split("[:@]", text)] for text in (held, given))
+    return first == second
 
 
 def _short(value: Any) -> str:

@@ -178,7 +178,7 @@ def check_classes(network: TrainedNetwork, data: ImageDataset, objective: Object
     """
     if network.num_classes == data.num_classes:
         if objective is None or "logits" in objective.reads:
-            _check_order(network, data)
+            check_order(network, data)
         return True
     if objective is None or "logits" in objective.reads:
         given = network.source == "given"
@@ -196,8 +196,12 @@ def check_classes(network: TrainedNetwork, data: ImageDataset, objective: Object
     return False
 
 
-def _check_order(network: TrainedNetwork, data: ImageDataset) -> None:
-    """Refuse a network that gives a class another number than the dataset does; other names alone are no matter."""
+def check_order(network: TrainedNetwork, data: ImageDataset) -> None:
+    """Refuse a network that gives a class another number than the dataset does; other names alone are no matter.
+
+    Raises:
+        UserError: it does.
+    """
     numbers = {name: number for number, name in enumerate(network.class_names)}
     for number, name in enumerate(data.class_names):
         if numbers.get(name, number) != number:

@@ -30,7 +30,7 @@ class TrainedNetwork:
     """A network with weights, and where they come from.
 
     Attributes:
-        net: the network, in eval mode.
+        net: the network; one that :func:`load_network` returns is in eval mode.
         arch: its name.
         num_classes: K.
         source: file, or ``"given"`` for a module passed in Python.
@@ -223,7 +223,6 @@ def starting_network(name: str, num_classes: int, seed: int) -> TrainedNetwork:
         net = create_model(name, num_classes)
         return TrainedNetwork(net, name, num_classes, f"{name} (fresh)", None, None)
     trained = load_network(name)
-    trained.net.train()
     if trained.num_classes == num_classes:
         return trained
     net = create_model(trained.arch, num_classes)

@@ -22,6 +22,7 @@ from itrd.engine.inputs import (
     check_classes,
     check_held_out,
     check_normalisation,
+    check_order,
     find_teacher,
     get_data,
 )
@@ -207,6 +208,8 @@ def _student(
     start = starting_network(config.trained_model, data.num_classes, config.seed)
     if start.sha256 is None:
         return start.net, {}
+    if start.num_classes == data.num_classes:  # its classifier goes on
+        check_order(start, data)
     check_normalisation(start, data)
     check_held_out(start, data)
     _bind(folder, "first weights", start.sha256)

@@ -8,7 +8,8 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from itrd.engine.config import RunConfig, rate_of
+from itrd.engine.config import RunConfig
+from itrd.engine.rates import rate_of
 from itrd.engine.task import DistillTask, StepOutput
 from itrd.methods.base import Batch, FirstStage, Method
 from itrd.models.base import Outputs

@@ -132,5 +132,15 @@ def replace_last_linear(net: nn.Module, num_classes: int) -> None:
 
 
 def misfit(source: str, arch: str, error: Exception) -> CheckpointError:
-    """Say that weights are not those of a network."""
-    return CheckpointError(f"{source} is not a checkpoint of {arch}: {' '.join(str(error).split())[:300]}")
+    """Say that weights are not those of a network, in short where torch lists every entry that does not fit."""
+    text = " ".join(str(error).split())
+    said = []
+    for what in ("Missing", "Unexpected"):
+        listed = re.search(rf'{what} key\(s\) in state_dict: ((?:"[^"]*"(?:, )?)+)', text)
+        names = re.findall('"([^"]*)"', listed[1]) if listed else []
+        if names:
+            said.append(f"{len(names)} {what.lower()} entries ({', '.join(names[:2])})")
+    shapes = re.findall(r"size mismatch for (\S+):", text)
+    if shapes:
+        said.append(f"{len(shapes)} of another shape ({', '.join(shapes[:2])})")
+    return CheckpointError(f"{source} is not a checkpoint of {arch}: {', '.join(said) or text[:300]}")
