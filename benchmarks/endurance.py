@@ -17,8 +17,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from itrd import files
 from itrd.data.datasets import ImageDataset, Split
-from itrd.engine import checkpoint, files
+from itrd.engine import checkpoint
 from itrd.engine.config import DistillConfig, TrainConfig
 from itrd.engine.networks import TrainedNetwork
 from itrd.engine.run import prepare_distill, prepare_train

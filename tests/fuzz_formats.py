@@ -138,8 +138,8 @@ def ledger(folder: Path) -> Format:
     """JSON: records of the benchmark, cards of the zoo, checksums of data, results of runs."""
     from itrd.bench.record import parse
     from itrd.data import trust
-    from itrd.engine.files import read_json
     from itrd.engine.zoo import read_card
+    from itrd.files import read_json
 
     record = {
         "format": 1,

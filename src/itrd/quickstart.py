@@ -17,10 +17,10 @@ from rich.table import Table
 
 from itrd.api import distill, train
 from itrd.engine.device import fast_precision, resolve_device
-from itrd.engine.files import write_json
 from itrd.engine.provenance import provenance
 from itrd.engine.record import Result
 from itrd.errors import RunFolderError, UserError
+from itrd.files import write_json
 from itrd.stats import Summary, paired_difference, summarize
 
 TEACHER, STUDENT = "resnet20", "resnet8"

@@ -20,6 +20,8 @@ from itrd.engine.record import Epoch, Result
 from itrd.engine.run import prepare_distill, prepare_train
 from itrd.engine.trainer import Trainer
 from itrd.errors import RunFolderError, UserError
+from itrd.methods.base import Batch, Method, Setup
+from itrd.models.base import Outputs
 
 
 def settings(teacher: Path, **more: Any) -> DistillConfig:
@@ -196,6 +198,44 @@ def test_from_python_with_a_module_of_ones_own(tiny: dict[str, Any]) -> None:
     again = itrd.distill(teacher, student, "digits", "attention", **{**settings, "seeds": 1, "seed": 1})
     assert again.last.test["top1"] == result.comparison["distilled"]["by_seed"]["1"]
     assert itrd.distill(teacher, TwoStages(), "digits", "kd", **{**tiny, "epochs": 1}).comparison is None
+
+
+STARTS: list[torch.Tensor] = []
+
+
+class WithModule(Method):
+    """A method whose module is made with it."""
+
+    name = "with_module"
+    reads = frozenset({"embedding"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = torch.nn.Linear(64, 64)
+
+    def setup(self, setup: Setup) -> None:
+        STARTS.append(self.head.weight.detach().clone())
+
+    def terms(self, student: Outputs, teacher: Outputs, batch: Batch) -> dict[str, torch.Tensor]:
+        return {"with_module": (self.head(student.embedding) - teacher.embedding).square().mean()}
+
+
+def test_every_seed_begins_with_the_method_as_it_was_given(tiny: dict[str, Any]) -> None:
+    STARTS.clear()
+    teacher, method = itrd.create_model("resnet8", 10), WithModule()
+    before = method.head.weight.detach().clone()
+    settings = {**tiny, "epochs": 1, "seeds": 2, "data": "digits"}
+    itrd.distill(teacher, "resnet8", method=method, **settings)
+    assert len(STARTS) == 2
+    assert all(torch.equal(weight, before) for weight in [*STARTS, method.head.weight])
+
+
+def test_an_objective_is_not_changed_by_a_run(tiny: dict[str, Any]) -> None:
+    objective = itrd.create_objective("kd")
+    for smoothing in (0.1, 0.0):
+        settings = {**tiny, "epochs": 1, "data": "digits", "label_smoothing": smoothing}
+        itrd.distill(itrd.create_model("resnet8", 10), "resnet8", method=objective, **settings)
+    assert objective.label_smoothing == 0
 
 
 def test_from_the_command_line(

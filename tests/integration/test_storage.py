@@ -22,10 +22,10 @@ from itrd.cli import main
 from itrd.engine import checkpoint
 from itrd.engine.checkpoint import has_state, load_state, save_state
 from itrd.engine.config import TrainConfig
-from itrd.engine.files import create_atomically
 from itrd.engine.folder import RunFolder
 from itrd.engine.log import Quiet
 from itrd.errors import RunFolderError
+from itrd.files import create_atomically
 
 
 def command(out: Path, *more: str) -> list[str]:
@@ -92,6 +92,25 @@ def test_a_full_disk(small_disk: Path, whole: Path, capsys: pytest.CaptureFixtur
     (small_disk / "filler").unlink()
     assert main(command(out, "--resume")) == 0
     assert kill.compare(whole, out) is None
+
+
+def test_a_full_disk_under_a_teacher_table(
+    small_disk: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = command(tmp_path / "run")[3:]
+    distill = ["distill", "--teacher", str(whole), "--student", "resnet8", *settings, "--method", "kd"]
+    table = ["--teacher_table", str(small_disk / "tables")]
+    with pytest.MonkeyPatch.context() as patch:
+        after_epoch(patch, 1, lambda: fill(small_disk))
+        assert main([*distill, *table]) == 2
+    error = one_line(capsys)
+    assert "cannot write the teacher table" in error
+    assert "No space left on device; make room" in error
+    (small_disk / "filler").unlink()
+    assert main([*distill, *table, "--resume"]) == 0
+    distill[distill.index("--out") + 1] = str(tmp_path / "live")
+    assert main(distill) == 0
+    assert kill.compare(tmp_path / "run", tmp_path / "live") is None
 
 
 def test_a_disk_that_was_full_from_the_start(small_disk: Path, capsys: pytest.CaptureFixture[str]) -> None:

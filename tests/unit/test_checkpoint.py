@@ -23,9 +23,9 @@ from itrd.engine.checkpoint import (
     save_state,
     save_weights,
 )
-from itrd.engine.files import write_atomically
 from itrd.engine.networks import architecture_from_path, check_name, load_network
 from itrd.errors import CheckpointError, UserError
+from itrd.files import write_atomically
 from itrd.models import create_model
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import struct
 import sys
@@ -199,7 +200,11 @@ def test_what_was_found_corrupt_is_remembered(tmp_path: Path, monkeypatch: pytes
     with monkeypatch.context() as patch:
         patch.setattr("itrd.data.decode.check", lambda *_: pytest.fail("decoded again"))
         assert len(read(str(tmp_path), resident="no").train) == 11
-    (tmp_path / "itrd-checked.json").write_text("[1, ")  # damaged: done again
+    for damaged in ("[1, ", "[" * 100_000):  # done again
+        (tmp_path / "itrd-checked.json").write_text(damaged)
+        assert len(read(str(tmp_path), resident="no").train) == 11
+    (tmp_path / "itrd-checked.json").unlink()
+    os.mkfifo(tmp_path / "itrd-checked.json")  # nobody ever writes into it
     assert len(read(str(tmp_path), resident="no").train) == 11
 
 

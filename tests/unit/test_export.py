@@ -29,7 +29,6 @@ from itrd.cli import main
 from itrd.data import ImageDataset, Split
 from itrd.engine import zoo
 from itrd.engine.checkpoint import save_weights
-from itrd.engine.files import sha256_of
 from itrd.engine.metrics import accuracy_text
 from itrd.engine.networks import load_network
 from itrd.errors import RunFolderError, UserError
@@ -38,6 +37,7 @@ from itrd.export.card import _output, model_card
 from itrd.export.hub import push_export
 from itrd.export.lineage import published, record_of
 from itrd.export.programs import Classifier, compare
+from itrd.files import sha256_of
 from itrd.models import create_model
 
 MEAN, STD = (0.3, 0.4, 0.5), (0.2, 0.25, 0.3)

@@ -16,11 +16,11 @@ import yaml
 from itrd.cli import main
 from itrd.engine.checkpoint import read_weights
 from itrd.engine.config import TrainConfig
-from itrd.engine.files import read_limited
 from itrd.engine.folder import RunFolder
 from itrd.engine.networks import load_network
 from itrd.engine.yaml_text import load_yaml
 from itrd.errors import CheckpointError, RunFolderError, UserError
+from itrd.files import read_limited
 
 HERE = Path(__file__).parent
 FORMATS = ("pth", "safetensors", "state", "cifar", "settings", "run_folder", "ledger")
@@ -169,6 +169,13 @@ def test_a_run_folder_with_hostile_settings(tmp_path: Path) -> None:
         folder.settings.write_text(text)
         with pytest.raises(RunFolderError, match="is damaged"):
             folder.check()
+    config.resume = True
+    folder.settings.write_text(yaml.safe_dump(config.identity()))
+    for text in ("[" * 100_000, "1", "{", "\xff"):
+        folder.inputs_file.write_text(text)
+        folder.inputs = {"data": "0"}
+        with pytest.raises(RunFolderError, match=r"inputs\.json is damaged"):
+            folder.open()
     folder.settings.write_text("seed: " + "9" * 4000)
     with pytest.raises(RunFolderError, match="holds another run") as caught:
         folder.check()

@@ -25,9 +25,9 @@ from torch import Tensor, nn
 
 import itrd
 from itrd.engine import hubs
-from itrd.engine.files import sha256_of
 from itrd.engine.networks import load_network, starting_network
 from itrd.errors import CheckpointError, UnknownNameError, UserError
+from itrd.files import sha256_of
 
 TORCHVISION = "shufflenet_v2_x0_5"
 TIMM = "test_resnet"

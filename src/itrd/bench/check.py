@@ -18,6 +18,7 @@ from itrd.bench.record import RecordError, cell_of, columns, parse
 from itrd.bench.tracks import list_tracks, load_track
 from itrd.engine.zoo import ZOO, read_card
 from itrd.errors import CheckpointError
+from itrd.files import read_json
 
 
 def check_ledger(ledger: Ledger, zoo: Path = ZOO) -> list[str]:
@@ -186,7 +187,7 @@ def _rounded_teachers(zoo: Path) -> dict[str, str]:
     found = {}
     for path in zoo.rglob("*.json"):
         try:
-            card = json.loads(path.read_text(encoding="utf-8"))
+            card = read_json(path)
             found[str(card["trained_sha256"])] = str(card["sha256"])
         except (OSError, ValueError, KeyError, TypeError):
             continue  # check_zoo complains

@@ -18,8 +18,8 @@ from pathlib import Path
 from filelock import FileLock
 
 from itrd.bench.cells import Cell
-from itrd.engine.files import create_atomically
 from itrd.errors import UserError
+from itrd.files import create_atomically, read_json
 
 HEARTBEAT = 20.0
 STALE_AFTER = 300.0
@@ -112,7 +112,7 @@ class Claims:
 
 def _read(path: Path) -> dict:
     try:
-        owner = json.loads(path.read_text())
+        owner = read_json(path)
     except (OSError, ValueError):
         return {}
     return owner if isinstance(owner, dict) else {}

@@ -15,8 +15,8 @@ from itrd.bench import choices, tables
 from itrd.bench.ledger import Ledger
 from itrd.bench.summary import TrackSummary
 from itrd.bench.tracks import list_tracks
-from itrd.engine.files import write_atomically
 from itrd.errors import UserError
+from itrd.files import write_atomically
 
 _MARKER = re.compile(r"^<!-- (?:ledger:(?P<what>\S+)|(?P<end>/ledger)) -->$")
 

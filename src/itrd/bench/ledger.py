@@ -12,7 +12,7 @@ from typing import Any
 
 from itrd.bench.cells import Cell
 from itrd.bench.record import RecordError, Run, compact, encode, read_run
-from itrd.engine.files import create_atomically
+from itrd.files import create_atomically
 
 RESULTS = Path("results")
 

@@ -17,8 +17,8 @@ from typing import Any
 
 from itrd.bench.cells import Cell
 from itrd.bench.tracks import ALONE, TEACHER
-from itrd.engine.files import MAX_JSON, read_limited
 from itrd.errors import UserError
+from itrd.files import MAX_JSON, read_limited
 
 LEDGER_FORMAT = 2
 _GROUPS = ("train", "test", "ema")  # dictionaries inside an epoch

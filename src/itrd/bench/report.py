@@ -20,8 +20,8 @@ from itrd.bench.ledger import Ledger
 from itrd.bench.pagedata import page_data
 from itrd.bench.summary import TrackSummary, summaries
 from itrd.bench.tables import itrd_table, track_tables, zoo_table
-from itrd.engine.files import write_atomically
 from itrd.errors import UserError
+from itrd.files import write_atomically
 
 _SCRIPTS = ("core.js", "tables.js", "charts.js", "runs.js", "main.js")
 

@@ -24,7 +24,6 @@ from itrd.bench.watch import Watch
 from itrd.data.datasets import ImageDataset
 from itrd.data.opening import Reading
 from itrd.engine.config import DistillConfig, RunConfig, TrainConfig
-from itrd.engine.files import read_json
 from itrd.engine.inputs import get_data
 from itrd.engine.interrupt import received
 from itrd.engine.networks import TrainedNetwork, load_network
@@ -34,6 +33,7 @@ from itrd.engine.together import Seat
 from itrd.engine.trainer import Interrupted, Trainer
 from itrd.engine.zoo import ZOO
 from itrd.errors import DataError, ItrdError, RunFolderError
+from itrd.files import read_json
 
 POLL = 15.0  # seconds between looks at what other runners have finished
 _FAILURES = (ItrdError, RuntimeError, OSError)  # of one cell: out of memory, a folder that cannot be written
@@ -288,7 +288,7 @@ class Runner:
     def _finish(self, cell: Cell, claim: Claim, started: float) -> None:
         """Write a trained cell's record, and its weights if it is a teacher."""
         folder = self._run_folder(cell)
-        result: dict[str, Any] = json.loads((folder / "result.json").read_text())
+        result: dict[str, Any] = read_json(folder / "result.json")
         if not claim.touch():
             say(f"{cell}: another runner has taken this cell over; nothing is written")
             return

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -10,6 +9,7 @@ from pathlib import Path
 
 from itrd.bench.summary import Difference, Entry, TrackSummary, title_of
 from itrd.bench.tracks import ALONE, TEACHER
+from itrd.files import read_json
 from itrd.recipes import PAIRS, Pair
 from itrd.recipes.published import DIFFERENT, SAME
 from itrd.stats import Summary
@@ -110,7 +110,7 @@ def zoo_table(zoo: Path) -> str:
     rows = []
     for path in sorted(zoo.rglob("*.json")):
         try:
-            card = json.loads(path.read_text(encoding="utf-8"))
+            card = read_json(path)
             name = path.relative_to(zoo).with_suffix("").as_posix()
             row = [name, card["data"], card["last"]["top1"], card["best"]["top1"], card["top1"]]
             epochs, seed = card["settings"]["epochs"], card["seed"]

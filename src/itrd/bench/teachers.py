@@ -13,9 +13,9 @@ from itrd.data.datasets import ImageDataset
 from itrd.engine import zoo
 from itrd.engine.device import resolve_device
 from itrd.engine.evaluate import evaluate
-from itrd.engine.files import sha256_of
 from itrd.engine.networks import load_network
 from itrd.engine.place import place_test
+from itrd.files import sha256_of
 
 if TYPE_CHECKING:
     from itrd.bench.runner import Options

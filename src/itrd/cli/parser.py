@@ -22,9 +22,9 @@ from jsonargparse import (
 from itrd import __version__
 from itrd.cli import bench, commands
 from itrd.engine.config import DistillConfig, RunConfig, TrainConfig
-from itrd.engine.files import read_limited
 from itrd.engine.yaml_text import MAX_BYTES, check_yaml
 from itrd.errors import UserError, closest
+from itrd.files import read_limited
 from itrd.recipes.imagenet import NAMED, settings_file
 from itrd.typecheck import in_words
 

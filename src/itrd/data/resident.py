@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +17,7 @@ from itrd.data.decode import CorruptImageError
 from itrd.data.lazy import LazySplit
 from itrd.data.views import Crop, fit
 from itrd.errors import DataError, UserError
+from itrd.files import read_json, write_json
 
 if TYPE_CHECKING:
     from itrd.data.opening import Reading
@@ -126,7 +126,7 @@ def _remembered(split: LazySplit) -> list[int] | None:
     if split.checked is None:
         return None
     try:
-        found = json.loads(split.checked.read_text())[split.source]
+        found = read_json(split.checked)[split.source]
         return [index for index in found if 0 <= index < len(split)]
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -137,7 +137,5 @@ def _remember(split: LazySplit, corrupt: list[int]) -> None:
     if split.checked is None:
         return
     with suppress(OSError, ValueError, TypeError):
-        known = json.loads(split.checked.read_text()) if split.checked.exists() else {}
-        partial = split.checked.with_suffix(f".{os.getpid()}")
-        partial.write_text(json.dumps({**known, split.source: corrupt}) + "\n")
-        os.replace(partial, split.checked)
+        known = read_json(split.checked) if split.checked.exists() else {}
+        write_json(split.checked, {**known, split.source: corrupt})

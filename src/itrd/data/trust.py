@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 
 from itrd.errors import DataError
+from itrd.files import read_json
 
 RECORD = "itrd-sha256.json"
 _MAX_RECORD = 1 << 16  # bytes
@@ -28,12 +29,10 @@ def recorded(folder: Path) -> dict[str, str]:
     try:
         if not path.exists():
             return {}
-        if path.stat().st_size > _MAX_RECORD:
-            raise ValueError("too large")
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = read_json(path, _MAX_RECORD)
         if not isinstance(record, dict) or not all(isinstance(value, str) for value in record.values()):
             raise ValueError("not a table of checksums")
-    except (OSError, ValueError, RecursionError):
+    except (OSError, ValueError):
         raise DataError(
             f"cannot read the checksums in {path}: delete that file to trust the data as it is"
         ) from None

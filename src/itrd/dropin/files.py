@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from itrd.engine import trainer as engine_trainer
-from itrd.engine.files import write_atomically
 from itrd.engine.trainer import Epoch, Trainer
+from itrd.files import write_atomically
 
 
 class OriginalFiles:

@@ -21,9 +21,9 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
-from itrd.engine.files import PARTIAL, link, read_limited, sync_folder, write_atomically
 from itrd.engine.pth import load_pth
 from itrd.errors import CheckpointError
+from itrd.files import PARTIAL, link, read_limited, sync_folder, write_atomically
 
 MAX_BYTES = 1 << 33  # of any checkpoint; the largest of a benchmark run has 0.3 GB
 _MAGIC = b"itrd-checkpoint-1 "

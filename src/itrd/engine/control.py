@@ -19,7 +19,6 @@ from typing import Any
 from torch import nn
 
 from itrd.engine.config import DistillConfig, RunConfig, TrainConfig
-from itrd.engine.files import PARTIAL, remove_partial_files, write_json
 from itrd.engine.inputs import find_teacher, get_data
 from itrd.engine.networks import TrainedNetwork
 from itrd.engine.record import Result
@@ -27,6 +26,7 @@ from itrd.engine.run import prepare_distill, prepare_train
 from itrd.engine.team import join
 from itrd.engine.trainer import Trainer
 from itrd.errors import RunFolderError, UserError
+from itrd.files import PARTIAL, remove_partial_files, write_json
 from itrd.methods.objective import Objective
 from itrd.stats import Comparison, compare, summarize
 

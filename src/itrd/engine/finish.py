@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from itrd.engine.files import read_json, write_json
 from itrd.engine.folder import RunFolder
 from itrd.engine.record import Result, build_record
 from itrd.engine.state import save_student
+from itrd.files import read_json, write_json
 
 if TYPE_CHECKING:
     from itrd.engine.trainer import Trainer

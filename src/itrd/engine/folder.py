@@ -25,9 +25,9 @@ import yaml
 from filelock import FileLock, Timeout
 
 from itrd.engine.config import RunConfig
-from itrd.engine.files import PARTIAL, read_limited, remove_partial_files, write_atomically, write_json
 from itrd.engine.yaml_text import MAX_BYTES, load_yaml
 from itrd.errors import RunFolderError
+from itrd.files import PARTIAL, read_json, read_limited, remove_partial_files, write_atomically, write_json
 
 
 class RunFolder:
@@ -134,7 +134,7 @@ class RunFolder:
 
     def _check_inputs(self) -> None:
         try:
-            held = json.loads(self.inputs_file.read_text())
+            held = read_json(self.inputs_file)
             changed = [name for name, digest in self.inputs.items() if held.get(name, digest) != digest]
         except FileNotFoundError:
             return

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from itrd.engine.files import write_atomically
 from itrd.engine.folder import RunFolder
+from itrd.files import write_atomically
 
 if TYPE_CHECKING:
     from itrd.engine.record import Epoch

@@ -15,9 +15,9 @@ from torch import nn
 from itrd.data.datasets import ImageDataset
 from itrd.engine import hubs, zoo
 from itrd.engine.checkpoint import MAX_CLASSES, classes_in, load_into, read_weights
-from itrd.engine.files import sha256_of
 from itrd.engine.record import Result
 from itrd.errors import CheckpointError, UserError
+from itrd.files import sha256_of
 from itrd.models import BENCHMARK_MODELS, create_model, list_models
 from itrd.models.observe import last_linear
 from itrd.seeds import derive

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
@@ -14,7 +15,6 @@ from itrd.data.datasets import ImageDataset
 from itrd.engine.config import DistillConfig, RunConfig, TrainConfig
 from itrd.engine.device import resolve_device
 from itrd.engine.evaluate import evaluate
-from itrd.engine.files import sha256_of
 from itrd.engine.folder import RunFolder
 from itrd.engine.given import GivenLogits
 from itrd.engine.inputs import (
@@ -32,6 +32,7 @@ from itrd.engine.task import DistillTask
 from itrd.engine.team import Team, join
 from itrd.engine.trainer import Trainer
 from itrd.errors import UserError
+from itrd.files import sha256_of
 from itrd.methods import create_objective
 from itrd.methods.objective import Objective
 from itrd.models.adapt import Adapted
@@ -82,7 +83,8 @@ def prepare_distill(
         UserError: anything that cannot work, before a file is written.
     """
     team, config = join(config)
-    objective = objective or create_objective(config.method, config.ce_weight)
+    # A given one stays what it is: a run writes into its objective, and trains the methods' modules.
+    objective = copy.deepcopy(objective) or create_objective(config.method, config.ce_weight)
     if student is None:
         check_name(config.student)
     if config.teacher_logits is not None:
@@ -177,7 +179,8 @@ def _folder_and_data(
 ) -> tuple[RunFolder | None, ImageDataset]:
     """Find what settings name, and refuse what cannot be: the cheapest first."""
     resolve_device(config.device)
-    _check_loss(objective, config.label_smoothing)
+    _check_weights(objective)
+    _smooth_labels(objective, config.label_smoothing)
     folder = team.lead(lambda: _folder(config))
     with team.one_by_machine():
         data = get_data(config, given, network)
@@ -187,9 +190,13 @@ def _folder_and_data(
     return folder, data
 
 
-def _check_loss(objective: Objective, asked: float) -> None:
+def _check_weights(objective: Objective) -> None:
     if not objective.ce_weight and not any(objective.weights):
         raise UserError(f"the loss {objective.describe()} is always 0; give something a weight")
+
+
+def _smooth_labels(objective: Objective, asked: float) -> None:
+    """Give a run's objective the label smoothing of its settings."""
     own = objective.label_smoothing
     if own not in (0, asked):
         raise UserError(

@@ -20,13 +20,16 @@ On disk, in a folder named after the key:
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import shutil
-from collections.abc import Sequence
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from weakref import WeakValueDictionary
 
 import numpy as np
@@ -39,9 +42,9 @@ from itrd.data.plan import EpochPlan
 from itrd.data.source import ImageSource
 from itrd.engine.checkpoint import sha256_of_weights
 from itrd.engine.device import autocast
-from itrd.engine.files import read_json, write_atomically, write_json
 from itrd.engine.team import ALONE, Team
 from itrd.errors import DataError
+from itrd.files import read_json, write_atomically, write_json
 from itrd.models.base import Outputs
 from itrd.models.observe import Observer
 
@@ -112,6 +115,8 @@ class TableFile:
         name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
         self.folder = root / name
         self._rows = rows
+        self._files: dict[str, BinaryIO] = {}
+        weakref.finalize(self, _close, self._files)
         try:
             self._open(content)
             self._parts = {
@@ -139,10 +144,11 @@ class TableFile:
     def _map(self, part: str, width: int, dtype: torch.dtype) -> np.memmap:
         path, carrier = self.folder / f"{part}.bin", np.dtype(_CARRIER[dtype])
         size = self._rows * width * carrier.itemsize
-        with path.open("ab") as file:
-            if file.seek(0, os.SEEK_END) != size:
-                file.truncate(size)  # a hole: takes no space until it is written
-        return np.memmap(path, dtype=carrier, mode="r+", shape=(self._rows, width))
+        path.touch()
+        file = self._files[part] = path.open("r+b", buffering=0)
+        if file.seek(0, os.SEEK_END) != size:
+            file.truncate(size)  # a hole: takes no space until it is written
+        return np.memmap(file, dtype=carrier, mode="r", shape=(self._rows, width))
 
     def _read_filled(self) -> np.ndarray:
         try:
@@ -154,10 +160,20 @@ class TableFile:
         return np.unpackbits(packed, count=self._rows).astype(bool)
 
     def write(self, rows: np.ndarray, values: dict[str, Tensor]) -> None:
-        """Store rows; they are valid for later runs after :meth:`commit`."""
-        for part, (store, dtype) in self._parts.items():
-            bits = values[part].detach().to("cpu", dtype).contiguous().view(_torch_carrier(dtype))
-            store[rows] = bits.numpy()
+        """Store rows; they are valid for later runs after :meth:`commit`.
+
+        They are written to the files, not into the mapped memory: on a full disk that would end the process.
+
+        Raises:
+            DataError: there is no room.
+        """
+        with self._written():
+            for part, (store, dtype) in self._parts.items():
+                bits = values[part].detach().to("cpu", dtype).contiguous().view(_torch_carrier(dtype)).numpy()
+                for first, last in _runs(rows):
+                    _write_at(
+                        self._files[part], bits[first:last].tobytes(), int(rows[first]) * store.strides[0]
+                    )
         self.filled[rows] = True
 
     def read(self, rows: np.ndarray) -> dict[str, Tensor]:
@@ -170,15 +186,21 @@ class TableFile:
     def commit(self) -> None:
         """Make what was written durable: rows first, then the bits that declare them valid."""
         lock = FileLock(self.folder / "filled.lock", mode=0o666, timeout=PATIENCE)
-        try:
-            for store, _ in self._parts.values():
-                store.flush()
+        with self._written():
+            for file in self._files.values():
+                os.fsync(file)
             with lock:  # or one of two that commit at once loses its bits
                 self.refresh()
                 write_atomically(self.folder / "filled.bin", np.packbits(self.filled).tobytes())
-        except Timeout:
+
+    @contextmanager
+    def _written(self) -> Iterator[None]:
+        """Inside, rows are written down: say what to do where that fails."""
+        try:
+            yield
+        except Timeout as error:
             raise DataError(
-                f"another process has held {lock.lock_file} for {PATIENCE} seconds; end it if it hangs, then "
+                f"another process has held {error.lock_file} for {PATIENCE} seconds; end it if it hangs, then "
                 "continue this run with --resume"
             ) from None
         except OSError as error:
@@ -190,6 +212,23 @@ class TableFile:
     def refresh(self) -> None:
         """Take notice of the rows that other runs have committed meanwhile: they were written to the same files."""
         self.filled |= self._read_filled()
+
+
+def _runs(rows: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Bounds of the stretches in which rows follow one another."""
+    breaks = np.flatnonzero(np.diff(rows) != 1) + 1
+    return itertools.pairwise([0, *breaks.tolist(), len(rows)])
+
+
+def _write_at(file: BinaryIO, content: bytes, offset: int) -> None:
+    while content:  # the last bytes that a disk has room for are written without an error
+        done = os.pwrite(file.fileno(), content, offset)
+        content, offset = content[done:], offset + done
+
+
+def _close(files: dict[str, BinaryIO]) -> None:
+    for file in files.values():
+        file.close()
 
 
 def _torch_carrier(dtype: torch.dtype) -> torch.dtype:

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from itrd.engine.checkpoint import canonical_safetensors
-from itrd.engine.files import read_json, sha256_of, write_atomically, write_json
 from itrd.errors import CheckpointError
+from itrd.files import read_json, sha256_of, write_atomically, write_json
 
 ZOO = Path("zoo")
 CARD_FORMAT = 1

@@ -24,7 +24,6 @@ from torch import nn
 
 from itrd.data import describe_dataset, list_datasets, load_dataset
 from itrd.engine.checkpoint import save_weights
-from itrd.engine.files import read_json, sha256_of, write_atomically, write_json
 from itrd.engine.networks import TrainedNetwork, load_network
 from itrd.errors import DataError, RunFolderError, UserError
 from itrd.export.card import model_card
@@ -40,6 +39,7 @@ from itrd.export.programs import (
     write_onnx,
     write_torch,
 )
+from itrd.files import read_json, sha256_of, write_atomically, write_json
 from itrd.models.observe import examined
 
 Format = Literal["safetensors", "onnx", "torch_export", "packed"]

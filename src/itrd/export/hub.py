@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from itrd.engine.files import read_json
 from itrd.errors import RunFolderError, UserError
 from itrd.extras import require
+from itrd.files import read_json
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 

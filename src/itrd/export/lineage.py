@@ -9,8 +9,8 @@ from typing import Any
 
 from itrd.engine import zoo
 from itrd.engine.checkpoint import read_weights
-from itrd.engine.files import read_json
 from itrd.errors import CheckpointError
+from itrd.files import read_json
 
 # Of a run's record: what a reader of the weights may want to know. Not its curve, and not its command line, which may
 # name folders of the machine.

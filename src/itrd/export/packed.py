@@ -36,8 +36,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from itrd.engine.checkpoint import canonical_safetensors, classes_in, load_into, read_weights
-from itrd.engine.files import write_atomically
 from itrd.errors import CheckpointError, UserError
+from itrd.files import write_atomically
 from itrd.models import create_model, list_models
 from itrd.models.base import FeatureNet
 from itrd.models.binary.layers import BinaryConv2d, binary_weight

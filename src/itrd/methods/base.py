@@ -104,9 +104,9 @@ class Method(nn.Module):
     student_preact: ClassVar[bool] = False
     teacher_preact: ClassVar[bool] = False
     relates_samples: bool = True  # the safe answer; an instance may narrow it
-    per_sample: ClassVar[bool] = False
-    needs_labels: ClassVar[bool] = False
-    waits: ClassVar[bool] = False
+    per_sample: bool = False
+    needs_labels: bool = False
+    waits: bool = False
 
     _checked: frozenset[bool] = (
         frozenset()

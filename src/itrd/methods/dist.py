@@ -10,7 +10,7 @@ from torch import Tensor
 
 from itrd.errors import UserError
 from itrd.methods.base import Batch, Method
-from itrd.methods.functional import normalize_rows
+from itrd.methods.functional import normalize_rows, rounding_noise
 from itrd.models.base import Outputs
 
 
@@ -76,6 +76,5 @@ def pearson(a: Tensor, b: Tensor) -> Tensor:
 
 def _standard(x: Tensor) -> Tensor:
     centred = x - x.mean(dim=1, keepdim=True)
-    noise = 8 * torch.finfo(x.dtype).eps * x.detach().abs().amax(dim=1, keepdim=True)
-    varies = centred.detach().abs().amax(dim=1, keepdim=True) > noise
+    varies = centred.detach().abs().amax(dim=1, keepdim=True) > rounding_noise(x, 1)
     return normalize_rows(torch.where(varies, centred, torch.zeros_like(centred)))

@@ -23,11 +23,16 @@ def normalize_rows(x: Tensor, eps: float = 1e-12) -> Tensor:
     return torch.where(regular, x, torch.zeros_like(x)) / torch.where(regular, norm, torch.ones_like(norm))
 
 
+def rounding_noise(x: Tensor, dim: int) -> Tensor:
+    """8 machine epsilons of the largest entry along ``dim``, which a mean may be off by; a deviation below is none."""
+    return 8 * torch.finfo(x.dtype).eps * x.detach().abs().amax(dim=dim, keepdim=True)
+
+
 def standardize_columns(x: Tensor) -> Tensor:
     """Standardise each column over the batch, (x - mean) / std, with the unbiased std (divisor B - 1).
 
     A column without variation has no standard form: where std is not above the rounding noise of the
-    column (8 machine epsilons of its largest entry), is not finite, or where B = 1, the result is zero with
+    column (:func:`rounding_noise`), is not finite, or where B = 1, the result is zero with
     zero gradient. Everywhere else it is the plain formula, bit for bit. A batch of two standardises to
     +-1/sqrt(2) whatever its values, so its gradient is exactly zero, where the plain formula leaves
     rounding noise divided by std.
@@ -36,8 +41,7 @@ def standardize_columns(x: Tensor) -> Tensor:
         return x * 0.0
     centred = x - x.mean(dim=0)  # before std: gradients are summed in the plain formula's order
     std = x.std(dim=0)
-    noise = 8 * torch.finfo(x.dtype).eps * x.detach().abs().amax(dim=0)
-    regular = (std > noise) & torch.isfinite(std)
+    regular = (std > rounding_noise(x, 0)[0]) & torch.isfinite(std)
     z = centred / torch.where(regular, std, torch.ones_like(std))
     z = torch.where(regular, z, torch.zeros_like(z))
     return z.detach() + x * 0.0 if x.shape[0] == 2 else z

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 from itrd.errors import UserError
 from itrd.methods.base import Batch, Method, Setup
-from itrd.methods.functional import tame
+from itrd.methods.functional import rounding_noise, tame
 from itrd.models.base import Outputs
 
 
@@ -26,7 +27,8 @@ class LogitStandardization(Method):
     example ``1*ce + 9*logit_std(base="dist")``. The authors chose settings for each pair on the test set;
     comparisons here use one setting for all pairs.
 
-    Degenerate input: equal logits become zeros. Logits beyond 1e9 are divided by the largest one first.
+    Degenerate input: a sample whose logits are equal (their deviation is within 8 machine epsilons of the largest one)
+    has zeros, with zero gradient. Logits beyond 1e9 are divided by the largest one first.
 
     Args:
         base: a method that reads logits only, with its settings, in the notation of losses.
@@ -44,7 +46,8 @@ class LogitStandardization(Method):
         super().__init__()
         self.base = base
         self.method = _logit_method(base)
-        self.relates_samples = self.method.relates_samples
+        for fact in ("relates_samples", "per_sample", "needs_labels", "waits"):
+            setattr(self, fact, getattr(self.method, fact))
 
     def setup(self, setup: Setup) -> None:
         """Set the base method up."""
@@ -66,9 +69,14 @@ class LogitStandardization(Method):
 
 
 def standardize(z: Tensor) -> Tensor:
-    """Z of logits (B, K): rows of mean 0 and deviation 1."""
+    """Z of logits (B, K): rows of mean 0 and deviation 1; zeros, with zero gradient, where they do not vary."""
+    if z.shape[1] < 2:
+        return z * 0.0
     z = tame(z)
-    return (z - z.mean(dim=1, keepdim=True)) / (z.std(dim=1, keepdim=True) + 1e-7)
+    std = z.std(dim=1, keepdim=True)
+    varies = std > rounding_noise(z, 1)
+    standard = (z - z.mean(dim=1, keepdim=True)) / (torch.where(varies, std, torch.ones_like(std)) + 1e-7)
+    return torch.where(varies, standard, torch.zeros_like(z))
 
 
 def _logit_method(text: str) -> Method:

@@ -39,8 +39,23 @@ def test_scale_and_shift_of_a_samples_logits_change_nothing() -> None:
     assert values[0] == pytest.approx(values[1], rel=1e-5)  # up to the 1e-7 beside std
 
 
-def test_equal_logits_become_zeros() -> None:
-    assert standardize(torch.full((2, 4), 3.0)).abs().max() == 0
+@pytest.mark.parametrize("classes", [1, 2, 10, 100, 1000])
+def test_equal_logits_become_zeros_without_a_gradient(classes: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for size in (0.0, 1e-20, 1.0, 1e4, 1e18):
+        z = (torch.randn(500, 1, generator=generator) * size).expand(-1, classes).clone().requires_grad_()
+        standard = standardize(z)
+        assert standard.abs().max() == 0
+        (standard * torch.randn(standard.shape, generator=generator)).sum().backward()
+        assert z.grad is not None
+        assert z.grad.abs().max() == 0
+
+
+def test_needs_what_its_base_needs() -> None:
+    assert create_method("logit_std", base="dkd").needs_labels
+    assert not create_method("logit_std").needs_labels
+    with pytest.raises(UserError, match=r"have no labels, and logit_std cannot do without"):
+        Objective.create("logit_std(base='dkd')", ce_weight=0).expect_labels(False, "x")
 
 
 def test_warm_up_of_the_base_method() -> None:

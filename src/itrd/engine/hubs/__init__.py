@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from itrd.engine.checkpoint import read_weights
 from itrd.engine.config import LIBRARIES
-from itrd.engine.files import sha256_of
 from itrd.engine.hubs._library import Library, Preprocessing
 from itrd.engine.hubs._timm import Timm
 from itrd.engine.hubs._torchvision import Torchvision
 from itrd.engine.hubs._transformers import Transformers
 from itrd.errors import CheckpointError, UnknownNameError, UserError
+from itrd.files import sha256_of
 from itrd.models import list_models
 from itrd.models.observe import last_linear
 

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from itrd.engine.checkpoint import MAX_CLASSES
-from itrd.engine.files import sha256_of
 from itrd.errors import CheckpointError, UserError, first_line
+from itrd.files import sha256_of
 from itrd.models.observe import last_linear
 
 _EXTRAS = {"timm": "timm", "torchvision": "torchvision", "hf": "transformers"}

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from itrd.engine.files import read_limited
 from itrd.engine.hubs._library import (
     Preprocessing,
     classes_in,
@@ -19,6 +18,7 @@ from itrd.engine.hubs._library import (
     replace_last_linear,
 )
 from itrd.errors import CheckpointError, UserError, first_line
+from itrd.files import read_limited
 from itrd.models.observe import last_linear
 
 _MAX_JSON = 1 << 20
