@@ -25,6 +25,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent / "benchmarks")]
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 import torchvision_ops  # noqa: E402, F401 - before anything imports torchvision
+from itrd.engine.device import switches_kept  # noqa: E402
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -59,9 +60,8 @@ def _gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ite
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
         if VISIBLE is not None:
             monkeypatch.setenv("CUDA_VISIBLE_DEVICES", VISIBLE)
-    yield
-    torch.use_deterministic_algorithms(False)
-    torch.backends.cudnn.deterministic = False
+    with switches_kept():
+        yield
 
 
 @pytest.fixture

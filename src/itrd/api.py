@@ -1,7 +1,7 @@
 """Train, distil and evaluate from Python, with names or with objects of one's own.
 
 Networks that are given are used themselves, not copies: they end up on the training device, in the memory format of the
-run. The global random generators of torch, Python and NumPy are left as they were.
+run. The global random generators of torch, Python and NumPy, and torch's global switches, are left as they were.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from itrd.data.datasets import ImageDataset
 from itrd.data.opening import Reading, read_dataset
 from itrd.engine.checkpoint import sha256_of_weights
 from itrd.engine.config import DistillConfig, RunConfig, TrainConfig
-from itrd.engine.device import be_deterministic, resolve_device, set_float32
+from itrd.engine.device import be_deterministic, resolve_device, set_float32, switches_kept
 from itrd.engine.evaluate import confusion as _confusion
 from itrd.engine.evaluate import evaluate as _evaluate
 from itrd.engine.inputs import adapted, get_data, get_test_data, size_for
@@ -31,6 +31,7 @@ from itrd.engine.run import prepare_distill, prepare_train
 from itrd.engine.state import generators, restore_generators
 from itrd.errors import UnknownNameError, UserError
 from itrd.methods import Method, Objective, create_objective
+from itrd.models.base import name_of
 from itrd.models.observe import examined, logits_of
 from itrd.models.taps import match_taps
 
@@ -59,11 +60,11 @@ def train(model: str | os.PathLike[str] | nn.Module, data: Any = "digits", **set
         1
     """
     model = given_network("network", model)
-    name = model if isinstance(model, str) else type(model).__name__
+    name = model if isinstance(model, str) else name_of(model)
     data, settings = _own_augmentation(data, settings, model)
     config = _config(TrainConfig, settings, model=name, data=_name(data))
     with (
-        _generators_kept(config),
+        _process_kept(config),
         prepare_train(config, model=_module(model), data=_given(data)) as trainer,
     ):
         return trainer.fit()
@@ -107,8 +108,8 @@ def distill(
     teacher = None if teacher is None else given_network("teacher", teacher)
     student = given_network("student", student)
     names = {
-        "teacher": teacher if isinstance(teacher, str) else "" if teacher is None else type(teacher).__name__,
-        "student": student if isinstance(student, str) else type(student).__name__,
+        "teacher": teacher if isinstance(teacher, str) else "" if teacher is None else name_of(teacher),
+        "student": student if isinstance(student, str) else name_of(student),
         "method": method if isinstance(method, str) else objective.describe(),
     }
     data, settings = _own_augmentation(data, settings, student)
@@ -128,7 +129,7 @@ def distill(
         "data": dataset,
         "objective": objective,
     }
-    with _generators_kept(config):
+    with _process_kept(config):
         if config.control or config.seeds > 1:
             from itrd.engine.control import run_seeds
 
@@ -202,30 +203,32 @@ def evaluate(
     if not len(dataset.test):
         raise UserError(f"{dataset.name} has no labelled test images to measure an accuracy on; give some")
     where = resolve_device(device)
-    if where.type == "cuda":
-        set_float32(precision)
     images = place_test(dataset, where)
     network = network.to(where)
     first = images.plain(torch.arange(1, device=where))
-    with examined("network", network, first):
-        logits_of(network(first))
-    found: dict[str, Any] = dict(_evaluate(network, images, precision))
-    if confusion:
-        found["confusion"] = _confusion(network, images, precision)
+    with switches_kept():
+        if where.type == "cuda":
+            set_float32(precision)
+        with examined("network", network, first):
+            logits_of(network(first))
+        found: dict[str, Any] = dict(_evaluate(network, images, precision))
+        if confusion:
+            found["confusion"] = _confusion(network, images, precision)
     return found
 
 
 @contextmanager
-def _generators_kept(config: RunConfig) -> Iterator[None]:
-    """Leave the global random generators, which a run seeds, as they were."""
+def _process_kept(config: RunConfig) -> Iterator[None]:
+    """Leave the global random generators, which a run seeds, and torch's global switches as they were."""
     device = resolve_device(config.device)
-    if config.deterministic:
-        be_deterministic(device)  # before the generator's state is read, which is a first use of a GPU
-    before = generators(device)
-    try:
-        yield
-    finally:
-        restore_generators(before, device)
+    with switches_kept():
+        if config.deterministic:
+            be_deterministic(device)  # before the generator's state is read, which is a first use of a GPU
+        before = generators(device)
+        try:
+            yield
+        finally:
+            restore_generators(before, device)
 
 
 def _config(cls: type, settings: dict[str, Any], **fixed: Any) -> Any:
@@ -276,8 +279,7 @@ def _given_teacher(net: nn.Module, data: ImageDataset, config: DistillConfig) ->
     first = next(net.parameters(), torch.zeros(()))
     few = data.train.take(np.arange(min(2, len(data.train))))
     images = place_split(data, few, plain_view(data), first.device)
-    arch = getattr(net, "arch", "") or type(net).__name__
-    given = TrainedNetwork(net.eval(), arch, 0, "given", None, data.name)
+    given = TrainedNetwork(net.eval(), name_of(net), 0, "given", None, data.name)
     two = images.plain(torch.arange(len(few), device=first.device))
     whole = adapted(given, data, config).net.to(first.device)
     with examined("teacher", net, two):

@@ -197,6 +197,20 @@ def test_evaluation_leaves_modes_as_they_are() -> None:
         assert not each.norm.training
 
 
+def test_evaluate_refuses_what_it_does_not_know() -> None:
+    net = itrd.create_model("resnet8", 10)
+    for settings, message in (
+        ({"precision": "fp16"}, "no precision 'fp16'; choose fp32, tf32 or bf16"),
+        ({"augment": "crp"}, "crop"),
+        ({"resident": "maybe"}, "resident must be 'auto' or 'yes' or 'no', got 'maybe'"),
+        ({"image_size": "64"}, "image_size must be a whole number or none, got '64'"),
+        ({"image_size": 4}, "image_size must be at least 8, got 4"),
+        ({"val_fraction": 1.0}, "val_fraction must be between 0 and 1, got 1.0"),
+    ):
+        with pytest.raises(UserError, match=message):
+            itrd.evaluate(net, "digits", **settings)
+
+
 def test_evaluate_by_name_or_path(teacher_folder: Path) -> None:
     data = itrd.load_dataset("digits").subset(test=40)
     expected = itrd.evaluate(load_network(str(teacher_folder)).net, data)
@@ -314,3 +328,13 @@ def test_importing_the_package_is_cheap() -> None:
     code = "import itrd, sys; itrd.list_models(); itrd.list_methods(); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize("name", ["MobileNetV2", "ShuffleV1", "ShuffleV2", "resnet8"])
+def test_a_network_given_as_a_module_has_its_name(name: str, tiny: dict[str, Any]) -> None:
+    """And so the learning rate of the protocol, which is another one for some networks."""
+    settings = {**tiny, "epochs": 1, "train_subset": 20, "test_subset": 20}
+    by_name = itrd.train(name, "digits", **settings).record["settings"]
+    given = itrd.train(itrd.create_model(name, 10), "digits", **settings).record["settings"]
+    assert given == by_name
+    assert given["model"] == name

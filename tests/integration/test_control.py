@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from scipy import stats
@@ -261,3 +262,12 @@ def test_from_the_command_line(
     assert "layer2" in out
     assert "distilled - alone: " in out
     assert f"written to {folder / 'comparison.json'}" in out
+
+
+def test_given_logits_do_not_tell_their_dataset_however_many_seeds(tmp_path: Path) -> None:
+    np.save(tmp_path / "logits.npy", np.zeros((1000, 10), np.float32))
+    for seeds in (1, 2):
+        with pytest.raises(UserError, match="does not say which dataset its rows are of"):
+            itrd.distill(
+                None, "resnet8", None, "kd", teacher_logits=str(tmp_path / "logits.npy"), seeds=seeds
+            )

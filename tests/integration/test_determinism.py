@@ -150,6 +150,17 @@ def test_the_switches(tiny: dict[str, Any]) -> None:
         assert trainer.fit().record["deterministic"] is True
 
 
+def test_a_run_leaves_the_switches_as_they_were(tiny: dict[str, Any]) -> None:
+    def switches() -> list[bool]:
+        cudnn = torch.backends.cudnn
+        return [torch.are_deterministic_algorithms_enabled(), cudnn.deterministic, cudnn.benchmark]
+
+    torch.backends.cudnn.benchmark = True
+    before = switches()
+    itrd.train("resnet8", "digits", **tiny, deterministic=True)
+    assert switches() == before
+
+
 @pytest.mark.parametrize("method", ["itrd", "crd(K=16, feat_dim=8)"])
 def test_two_processes_end_with_the_same_bits(method: str, tmp_path: Path, teacher_folder: Path) -> None:
     small = ["--train_subset", "60", "--test_subset", "40", "--batch_size", "16", "--epochs", "1"]

@@ -145,6 +145,9 @@ def test_weights_that_were_trained_on_test_images_are_refused(tmp_path: Path) ->
     itrd.train(f"resnet8:{tmp_path / 'a'}", data, epochs=1, val_fraction=0.1, device="cpu")
     with pytest.raises(UserError, match="some of these test images were trained on"):
         itrd.train(f"resnet8:{tmp_path / 'a'}", data, epochs=1, val_fraction=0.3, device="cpu")
+    # Another dataset of the same class has other images.
+    other = torch.utils.data.TensorDataset(images.flip(0), torch.arange(60) % 3)
+    itrd.train(f"resnet8:{tmp_path / 'a'}", other, epochs=1, val_fraction=0.3, device="cpu")
 
 
 def test_a_classifier_of_the_same_classes_in_another_order_is_refused(alone: Path) -> None:

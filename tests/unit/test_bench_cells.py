@@ -85,8 +85,12 @@ def test_selection() -> None:
         chosen("resnet56:vgg8", None, None)
     with pytest.raises(UserError, match="no method 'magic'"):
         chosen(None, "magic", None)
-    with pytest.raises(UserError, match="seeds are numbers"):
-        chosen(None, None, "one")
+    for wrong in ("one", "4-2", ",", "0,4-2", ""):
+        with pytest.raises(UserError, match="seeds are numbers"):
+            chosen(None, None, wrong)
+    for empty in ((",", None), (None, ""), ("", None)):
+        with pytest.raises(UserError, match="leave --"):
+            chosen(*empty, None)
 
 
 def test_every_cell_is_reproduced_by_its_command() -> None:

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from typing import Any
 
+import numpy as np
 import pytest
 
+from itrd.data.cifar import LAYOUTS
+from itrd.data.datasets import ImageDataset, Split
+from itrd.data.views import Own
 from itrd.engine.config import DistillConfig, TrainConfig
 from itrd.engine.rates import milestone_rate, rate_of
+from itrd.engine.record import label_of
 from itrd.errors import UserError
 from itrd.stats import paired_difference, summarize
 
@@ -40,6 +47,43 @@ def test_what_belongs_to_the_label() -> None:
     assert TrainConfig(model="wrn_16_2", data="cifar100", precision="bf16").protocol() == "protocol, bf16"
     clean = DistillConfig(teacher="t", student="resnet8", data="cifar100", track="clean")
     assert clean.protocol() == "protocol, clean track"
+    larger = DistillConfig(teacher="t", student="resnet8", data="cifar100", teacher_size=64)
+    assert larger.protocol() == "protocol, teacher's own images"
+
+
+def cifar100(train: int = 50_000, test: int = 10_000, **changes: Any) -> ImageDataset:
+    """A dataset of CIFAR-100's measures; memory that nobody reads is never taken."""
+    layout = LAYOUTS["cifar100"]
+    splits = [Split(np.zeros((n, 3, 32, 32), np.uint8), np.arange(n) % 100) for n in (train, test)]
+    names = tuple(map(str, range(100)))
+    data = ImageDataset("cifar100", 100, names, *splits, layout.mean, layout.std, padding=4, flip=True)
+    return replace(data, **changes)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"name": "mine"},
+        {"train": 49_999},
+        {"test": 9_999},
+        {"padding": 0},
+        {"flip": False},
+        {"mean": (0.5, 0.5, 0.5)},
+        {"std": (0.25, 0.25, 0.25)},
+        {"augmentation": Own(32, lambda images: images)},
+    ],
+)
+def test_other_images_are_another_track_whatever_the_settings_say(other: dict[str, Any]) -> None:
+    config = TrainConfig(model="wrn_16_2", data="cifar100")
+    assert label_of(config, cifar100()) == "protocol"
+    assert label_of(config, cifar100(**other)) == "custom"
+
+
+def test_what_happened_belongs_to_the_label() -> None:
+    config = TrainConfig(model="wrn_16_2", data="cifar100", precision="bf16")
+    assert label_of(config, cifar100(), processes=2) == "protocol, bf16, 2 processes"
+    assert label_of(config, cifar100(), skipped=1) == "protocol, bf16, 1 step skipped"
+    assert label_of(TrainConfig(model="wrn_16_2", data="digits"), cifar100(), skipped=1) == "custom"
 
 
 def test_milestones_scale_with_the_epochs() -> None:

@@ -115,11 +115,17 @@ class Selection:
         Raises:
             UserError: not such a list.
         """
+        chosen = {"pairs": _split(pairs), "methods": _split(methods)}
+        for what, given in (("pairs", pairs), ("methods", methods)):
+            if given is not None and not chosen[what]:
+                raise UserError(f"no {what} are named in {given!r}; leave --{what} out for all of them")
         try:
-            numbers = [_range(part) for part in _split(seeds)]
+            numbers = tuple(number for part in _split(seeds) for number in _range(part))
         except ValueError:
-            raise UserError(f"seeds are numbers and ranges, as in 0-2,4; got {seeds!r}") from None
-        return Selection(_split(pairs), _split(methods), tuple(n for r in numbers for n in r))
+            numbers = ()
+        if seeds is not None and not numbers:
+            raise UserError(f"seeds are numbers and ranges, as in 0-2,4; got {seeds!r}")
+        return Selection(**chosen, seeds=numbers)
 
     def filter(self, cells: Iterable[Cell], track: Track) -> list[Cell]:
         """Keep the cells that are meant.
@@ -168,4 +174,7 @@ def _split(text: str | None) -> tuple[str, ...]:
 
 def _range(text: str) -> range:
     low, dash, high = text.partition("-")
-    return range(int(low), int(high if dash else low) + 1)
+    found = range(int(low), int(high if dash else low) + 1)
+    if not found:
+        raise ValueError("it ends before it begins")
+    return found

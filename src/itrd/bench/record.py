@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -149,8 +150,7 @@ def read_run(path: Path) -> Run:
 def _run(record: dict[str, Any], path: Path) -> Run:
     curve = curve_of(record)
     seconds = float(record["seconds"])
-    rates = sorted(float(rate) for rate in curve["images_per_second"])
-    rate = record.get("images_per_second", rates[len(rates) // 2])
+    rate = record.get("images_per_second", statistics.median(map(float, curve["images_per_second"])))
     wall = record.get("wall_seconds")
     details = {key: value for key, value in record.items() if key not in ("curve", "first_stages")}
     cell = cell_of(record, path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -69,7 +70,7 @@ def method_table(summary: TrackSummary, pair: Pair) -> str:
             rows.append([escape(title_of(method)), *[""] * 6])
             continue
         gain = None if method in (TEACHER, ALONE) else summary.against(pair, method, ALONE)
-        rate = sorted(run.images_per_second for run in entry.runs)[len(entry.runs) // 2]
+        rate = statistics.median(run.images_per_second for run in entry.runs)
         rows.append(
             [
                 escape(title_of(method)),

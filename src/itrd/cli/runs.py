@@ -11,7 +11,7 @@ from typing import Any
 from itrd.engine.config import DistillConfig, RunConfig
 from itrd.engine.launch import launched
 from itrd.engine.metrics import accuracy_text
-from itrd.engine.record import Result
+from itrd.engine.record import Result, label_of
 from itrd.engine.run import prepare
 from itrd.engine.trainer import Trainer
 from itrd.errors import UserError
@@ -75,7 +75,8 @@ def _fit(trainer: Trainer) -> Result:
     print(
         f"{config.trained_model} on {trainer.data.name}, {trainer.task.objective.describe()}, "
         f"{config.epochs} epoch{'s' * (config.epochs > 1)}, "
-        f"{trainer.device}, {config.precision}, {config.protocol()} schedule",
+        f"{trainer.device}, {config.precision}, "
+        f"{label_of(config, trainer.data, processes=trainer.team.size)} schedule",
         flush=True,
     )
     if "student" in trainer.record:

@@ -16,6 +16,7 @@ from itrd.data.pickles import read_pickle
 from itrd.errors import DataError
 
 MAX_FILE = 1 << 28  # bytes; the largest official file has 155 million
+PADDING = 4  # pixels, before a random crop
 _SHAPE = (3, 32, 32)
 
 
@@ -68,6 +69,18 @@ LAYOUTS = {
 }
 
 
+def is_published(data: ImageDataset) -> bool:
+    """Whether this is the whole of CIFAR-100 as the published results have it: normalised, cropped and mirrored so."""
+    layout = LAYOUTS["cifar100"]
+    mean, std = tuple(data.mean), tuple(data.std)
+    return (
+        (data.name, len(data.train), len(data.test)) == (layout.name, 50_000, 10_000)
+        and (mean, std, data.padding, data.flip) == (layout.mean, layout.std, PADDING, True)
+        and data.augmentation is None
+        and data.image_size is None
+    )
+
+
 def find_folder(layout: Layout, root: Path) -> Path | None:
     """Return the dataset's folder: the one in ``root``, or ``root`` itself; None if neither is."""
     if (root / layout.folder).is_dir():
@@ -101,7 +114,7 @@ def load(name: str, root: Path) -> ImageDataset:
         test=Split(*test),
         mean=layout.mean,
         std=layout.std,
-        padding=4,
+        padding=PADDING,
         flip=True,
     )
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_type_hints
 
 import numpy as np
 from torch import Tensor
@@ -33,6 +33,7 @@ from itrd.data.views import (
     policy_of,
 )
 from itrd.errors import DataError, UnknownNameError, UserError
+from itrd.typecheck import check_types
 
 LARGEST = 224  # pixels; the default size of photographs
 AUGMENTATIONS = ("auto", "none", "crop", "resized_crop", *POLICIES)
@@ -51,6 +52,9 @@ class Reading:
         image_column, label_column: of a table.
         resident: ``yes``, ``no``, or ``auto``: whether images are decoded once and kept.
         strict: stop at an image that cannot be decoded, in place of leaving it out.
+
+    Raises:
+        UserError: a value that none of these can have.
     """
 
     image_size: int | None = None
@@ -60,8 +64,17 @@ class Reading:
     test_split: str | None = None
     image_column: str | None = None
     label_column: str | None = None
-    resident: str = "auto"
+    resident: Literal["auto", "yes", "no"] = "auto"
     strict: bool = False
+
+    def __post_init__(self) -> None:
+        check_types("a reading of images", get_type_hints(Reading), vars(self))
+        if not callable(self.augment) and self.augment not in AUGMENTATIONS:
+            raise UnknownNameError("augmentation", str(self.augment), list(AUGMENTATIONS))
+        if self.image_size is not None and self.image_size < 8:
+            raise UserError(f"image_size must be at least 8, got {self.image_size}")
+        if not 0 < self.val_fraction < 1:
+            raise UserError(f"val_fraction must be between 0 and 1, got {self.val_fraction}")
 
 
 def read_dataset(
@@ -171,7 +184,7 @@ def _assemble(name: str, train: Part, test: Part | None, reading: Reading) -> Im
         facts["test_split"] = test.title
     elif train.labelled:
         splits = _held_out(whole, reading.val_fraction, train.title)
-        facts["val_fraction"] = reading.val_fraction
+        facts |= {"val_fraction": reading.val_fraction, "undivided": train.source}
     else:
         splits = whole, whole.take(np.empty(0, np.int64))
     size = reading.image_size

@@ -24,7 +24,8 @@ SLOW_LEARNERS = ("MobileNetV2", "ShuffleV1", "ShuffleV2")
 # What a name of a network of another library begins with, before the colon (:mod:`itrd.engine.hubs`).
 LIBRARIES = ("timm", "torchvision", "hf")
 
-# Settings that say where and how a run executes, not what it computes.
+# Settings that say where and how a run executes, not what it computes; a resumed run may change them. Of on_nonfinite
+# and compile the record says by itself whether they made a difference (skipped_steps, compile).
 _INCIDENTAL = frozenset(
     {"teacher_table", "fill_table", "out", "resume", "device", "deterministic", "on_nonfinite", "capture"}
     | {"tensorboard", "data_root", "download", "progress", "profile", "control", "seeds", "compile"}
@@ -232,7 +233,8 @@ class RunConfig:
         """Label the run: ``protocol`` for the published CIFAR-100 recipe, else ``custom``.
 
         A precision other than the published fp32 is part of the label: ``protocol, bf16``. So are the clean track,
-        logits of somebody else's teacher, and a network that starts from weights of a file.
+        logits of somebody else's teacher, a teacher that is shown other images than the student, and a network that
+        starts from weights of a file. What a run did is looked at in :func:`itrd.engine.record.label_of`.
         """
         mine = self.resolved()
         defaults: dict[str, Any] = {
@@ -246,6 +248,8 @@ class RunConfig:
             deviations.append("clean track")
         if getattr(self, "teacher_logits", None) is not None:
             deviations.append("given logits")
+        if any(getattr(self, f"teacher_{what}", None) is not None for what in ("size", "mean", "std")):
+            deviations.append("teacher's own images")
         if self.initial_weights is not None:
             deviations.append("pretrained")
         return ", ".join(["protocol", *deviations])
@@ -356,6 +360,10 @@ class DistillConfig(RunConfig):
             raise UserError(f"seeds must be at least 1, got {self.seeds}")
         if self.profile is not None and (self.control or self.seeds > 1):
             raise UserError("profile records one run; leave out control and seeds")
+        if self.profile is not None and self.teacher_logits is not None:
+            raise UserError(
+                "profile trains on a part of the images, and teacher_logits are of all; give a teacher"
+            )
 
     @property
     def trained_model(self) -> str:

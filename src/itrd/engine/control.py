@@ -19,7 +19,7 @@ from typing import Any
 from torch import nn
 
 from itrd.engine.config import DistillConfig, RunConfig, TrainConfig
-from itrd.engine.inputs import find_teacher, get_data
+from itrd.engine.inputs import check_named, find_teacher, get_data
 from itrd.engine.networks import TrainedNetwork
 from itrd.engine.record import Result
 from itrd.engine.run import prepare_distill, prepare_train
@@ -126,6 +126,7 @@ def run_seeds(
         UserError: anything that cannot work.
     """
     team, _ = join(config)
+    check_named(config, data)
     with team.one_by_machine():
         if config.teacher_logits is None:
             config, teacher = find_teacher(config, teacher, data)

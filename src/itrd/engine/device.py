@@ -38,7 +38,7 @@ def resolve_device(name: str) -> torch.device:
 def be_deterministic(device: torch.device) -> None:
     """Make every operation of this process give the same bits each time, or raise where it cannot.
 
-    For the rest of the process: the switches are torch's, and they are global.
+    The switches are torch's, and they are global; :func:`switches_kept` puts them back.
 
     Raises:
         UserError: it is too late, because cuBLAS looks at its variable at the first matrix product on a GPU.
@@ -55,10 +55,30 @@ def be_deterministic(device: torch.device) -> None:
     torch.backends.cudnn.benchmark = False
 
 
+@contextmanager
+def switches_kept() -> Iterator[None]:
+    """Leave torch's global switches, which runs set, as they were."""
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    only_warns = torch.is_deterministic_algorithms_warn_only_enabled()
+    before = cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(deterministic, warn_only=only_warns)
+        cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32 = before
+
+
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
-    """Return the automatic-casting context of a precision: fp32 and tf32 (none) or bf16."""
-    if precision != "bf16":
+    """Return the automatic-casting context of a precision: fp32 and tf32 (none) or bf16.
+
+    Raises:
+        UserError: no such precision.
+    """
+    if precision in ("fp32", "tf32"):
         return nullcontext()
+    if precision != "bf16":
+        raise UserError(f"no precision {precision!r}; choose fp32, tf32 or bf16")
     return torch.autocast(device.type, dtype=torch.bfloat16)
 
 

@@ -102,6 +102,18 @@ def find_teacher(
     return sized_for(teacher, config, data), teacher
 
 
+def check_named(config: DistillConfig, data: Any) -> None:
+    """Refuse logits in a file without a dataset, of which they do not tell.
+
+    Raises:
+        UserError: no dataset is named or given.
+    """
+    if config.teacher_logits is not None and config.data is None and data is None:
+        raise UserError(
+            f"{config.teacher_logits} does not say which dataset its rows are of; name it with --data"
+        )
+
+
 def data_of(network: TrainedNetwork) -> str:
     """Name the dataset a network was trained on; the published teachers' files do not tell, and are CIFAR-100's.
 
@@ -231,7 +243,14 @@ def check_held_out(network: TrainedNetwork, data: ImageDataset) -> None:
         UserError: some of the test images were among its training images.
     """
     then, now = network.reading.get("val_fraction"), data.facts.get("val_fraction")
-    if was_trained_on(network, data.name) and then is not None and now is not None and now > then:
+    if then is None or now is None or now <= then:
+        return
+    # Different datasets in Python may be of one class, which is all of a name that they have.
+    if (
+        network.undivided == data.facts["undivided"]
+        if network.undivided
+        else was_trained_on(network, data.name)
+    ):
         raise UserError(
             f"{network.source} was trained with {then:g} of each class held out for the test, and now it is {now:g}: "
             f"some of these test images were trained on; use --val_fraction {then:g}"

@@ -40,6 +40,8 @@ class TrainedNetwork:
         image_size: side of the images it was trained on; None where that is not known, or the dataset's own.
         reading: what else decides which of the data's images it was trained on, where its file tells
             (:func:`reading_of`).
+        undivided: checksum of the images that were divided into its training and test images, where there were no test
+            images and its file tells.
         class_names: in the order of its logits, where its file tells; otherwise empty.
         preprocessing: what images it expects, where a library says so.
     """
@@ -55,6 +57,7 @@ class TrainedNetwork:
     image_size: int | None = None
     reading: dict[str, Any] = field(default_factory=dict)
     class_names: tuple[str, ...] = ()
+    undivided: str | None = None
 
 
 # Settings of a reading that decide which images are for training and which for the test, and their types.
@@ -156,6 +159,7 @@ def _training_images(metadata: dict[str, str], source: str) -> dict[str, Any]:
         "normalisation": metadata.get("normalisation", "dataset" if "data" in metadata else None),
         "image_size": int(size) if size.isdecimal() else None,
         "reading": _said(metadata, "reading", source, {}, _is_reading),
+        "undivided": metadata.get("undivided"),
         "class_names": tuple(_said(metadata, "class_names", source, [], _are_names)),
     }
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from itrd.data.cifar import is_published
 from itrd.data.datasets import ImageDataset
 from itrd.engine.config import RunConfig
 from itrd.engine.provenance import command_line, provenance
@@ -71,6 +72,26 @@ class Result:
     comparison: dict[str, Any] | None = field(default=None, repr=False)
 
 
+def label_of(config: RunConfig, data: ImageDataset, *, processes: int = 1, skipped: int = 0) -> str:
+    """Label a run by its settings (:meth:`itrd.engine.config.RunConfig.protocol`), its images, and what happened.
+
+    Args:
+        config: the settings.
+        data: what was trained and tested on; other images, normalisation or augmentation than the published ones make
+            the run ``custom``, whatever the dataset is called.
+        processes: the most that worked on it: batch norms see parts of the published batches.
+        skipped: steps that were left out.
+    """
+    label = config.protocol()
+    if label == "custom" or not is_published(data):
+        return "custom"
+    if processes > 1:
+        label += f", {processes} processes"
+    if skipped:
+        label += f", {skipped} step{'s' * (skipped > 1)} skipped"
+    return label
+
+
 def build_record(
     config: RunConfig,
     task: DistillTask,
@@ -88,14 +109,14 @@ def build_record(
     ``seconds`` is training alone, ``wall_seconds`` with evaluations; both summed over every part of a resumed run.
     """
     epochs = [*first_stages, *history]
-    protocol = config.protocol()
-    if processes > 1 and protocol != "custom":  # batch norms see parts of the published batches
-        protocol += f", {processes} processes"
+    skipped = sum(e.skipped for e in epochs)
     # Of any part of a run that was resumed.
-    compiled = config.compile or any(part.get("compile") for part in extra.get("provenances", []))
+    parts = extra.get("provenances", [])
+    compiled = config.compile or any(part.get("compile") for part in parts)
+    most = max([processes, *(part.get("processes", 1) for part in parts)])
     return {
         "format": RECORD_FORMAT,
-        "protocol": protocol,
+        "protocol": label_of(config, data, processes=most, skipped=skipped),
         "settings": config.identity(),
         **extra,
         "data": {
@@ -114,7 +135,7 @@ def build_record(
         "provenance": provenance(device),
         "deterministic": config.deterministic,
         **({"compile": True} if compiled else {}),
-        "skipped_steps": sum(e.skipped for e in epochs),
+        "skipped_steps": skipped,
         "command": command_line(),
         "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "images_per_second": statistics.median(e.images_per_second for e in history),

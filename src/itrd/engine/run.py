@@ -21,6 +21,7 @@ from itrd.engine.inputs import (
     adapted,
     check_classes,
     check_held_out,
+    check_named,
     check_normalisation,
     check_order,
     find_teacher,
@@ -142,8 +143,7 @@ def _prepare_given(
     """Prepare distillation from logits in a file; see :func:`prepare_distill`."""
     assert config.teacher_logits is not None
     given = GivenLogits(Path(config.teacher_logits))
-    if config.data is None and data is None:
-        raise UserError(f"{given.path} does not say which dataset its rows are of; name it with --data")
+    check_named(config, data)
     config = config.resolved()
     folder, data = _folder_and_data(config, team, objective, data, None if student else config.student)
     given.check(objective, data)

@@ -22,6 +22,7 @@ from itrd.engine.networks import reading_of
 from itrd.engine.optimizer import load_optimizer
 from itrd.engine.record import Epoch
 from itrd.errors import CheckpointError
+from itrd.models.base import name_of
 
 if TYPE_CHECKING:
     from itrd.engine.trainer import Trainer
@@ -223,7 +224,7 @@ def save_student(folder: RunFolder, which: str, student: nn.Module, data: ImageD
     """
     test = at.ema if which == "ema" else at.test
     metadata = {
-        "arch": getattr(student, "arch", type(student).__name__),
+        "arch": name_of(student),
         "num_classes": str(data.num_classes),
         "data": data.name,
         "epoch": str(at.epoch),
@@ -232,6 +233,7 @@ def save_student(folder: RunFolder, which: str, student: nn.Module, data: ImageD
         **({"image_size": str(data.image_size)} if data.image_size is not None else {}),
         **({"normalisation": data.normalisation} if data.normalisation != "dataset" else {}),
         **({"class_names": json.dumps(data.class_names)} if data.class_names else {}),
+        **({"undivided": data.facts["undivided"]} if "undivided" in data.facts else {}),
         **({"reading": json.dumps(reading)} if (reading := reading_of(data)) else {}),
     }
     save_weights(folder.path / f"{which}.safetensors", student, metadata)

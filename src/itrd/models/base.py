@@ -95,3 +95,9 @@ class FeatureNet(nn.Module):
             NotImplementedError: the architecture has no such list (ShuffleNets).
         """
         raise NotImplementedError
+
+
+def name_of(net: object) -> str:
+    """Return a network's public name, or its class's where it has none."""
+    arch = getattr(net, "arch", "")
+    return arch if isinstance(arch, str) and arch else type(net).__name__
