@@ -36,7 +36,7 @@ from itrd.models.observe import examined, logits_of
 from itrd.models.taps import match_taps
 
 
-def train(model: str | os.PathLike[str] | nn.Module, data: Any = "digits", **settings: Any) -> Result:
+def train(model: str | os.PathLike[str] | nn.Module, data: Any = "cifar100", **settings: Any) -> Result:
     """Train one network on labels alone.
 
     Args:

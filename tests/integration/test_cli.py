@@ -145,7 +145,7 @@ def test_first_stages_are_written_down_too(teacher_folder: Path) -> None:
 
 def test_config_file_round_trip(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        main(["train", "--model", "resnet8", "--epochs", "3", "--print_config"])
+        main(["train", "--model", "resnet8", "--data", "digits", "--epochs", "3", "--print_config"])
     Path("c.yaml").write_text(capsys.readouterr().out)
     assert yaml.safe_load(Path("c.yaml").read_text())["epochs"] == 3
     assert main(["train", "--config", "c.yaml", "--epochs", "1", *SMALL, "--out", "t"]) == 0
@@ -297,7 +297,8 @@ def test_unusable_folders(capsys: pytest.CaptureFixture[str], teacher_folder: Pa
     assert "holds another run (seed 0 not 1)" in line
     line = refused(capsys, "train", "--model", "resnet8", "--out", "run", "--resume")
     assert "run holds a run of `itrd distill`; choose another" in line
-    assert main(["train", "--model", "resnet8", "--epochs", "1", *SMALL, "--out", "alone"]) == 0
+    alone = ["train", "--model", "resnet8", "--data", "digits", "--epochs", "1", *SMALL, "--out", "alone"]
+    assert main(alone) == 0
     capsys.readouterr()
     line = refused(capsys, *distill(teacher_folder, "--out", "alone", "--resume"))
     assert "alone holds a run of `itrd train`; choose another" in line

@@ -38,7 +38,7 @@ def test_a_run_without_steps_ends_with_the_weights_it_began_with(alone: Path, tm
     out = tmp_path / "further"
     settings = ["--epochs", "1", "--train_subset", "64", "--test_subset", "20", "--device", "cpu"]
     still = ["--learning_rate", "1e-30", "--weight_decay", "0"]
-    main(["train", "--model", f"resnet8:{alone}", "--out", str(out), *settings, *still])
+    main(["train", "--data", "digits", "--model", f"resnet8:{alone}", "--out", str(out), *settings, *still])
     found = load_network(str(out))
     before, after = dict(first.net.named_parameters()), dict(found.net.named_parameters())
     assert before.keys() == after.keys()
@@ -111,10 +111,10 @@ def test_a_run_says_what_it_starts_from(
         "--out",
         "",
     ]
-    assert main(["train", "--model", f"resnet8:{alone}", *settings]) == 0
+    assert main(["train", "--data", "digits", "--model", f"resnet8:{alone}", *settings]) == 0
     assert f"starts from {alone / 'last.safetensors'}\n" in capsys.readouterr().out
     torch.save({"model": itrd.create_model("resnet8", 7).state_dict()}, tmp_path / "x.pth")
-    assert main(["train", "--model", f"resnet8:{tmp_path / 'x.pth'}", *settings]) == 0
+    assert main(["train", "--data", "digits", "--model", f"resnet8:{tmp_path / 'x.pth'}", *settings]) == 0
     assert "x.pth; its classifier starts afresh: 7 classes there, 10 here\n" in capsys.readouterr().out
 
 

@@ -51,6 +51,14 @@ def test_running_statistics_keep_their_range() -> None:
 
 def test_zoo_comes_before_published_files_and_may_have_folders() -> None:
     teacher = create_model("resnet8")
+    with pytest.raises(
+        CheckpointError, match=r"no zoo/resnet8.safetensors, save/models/.* or runs/cifar100-resnet8-s"
+    ):
+        load_network("resnet8")
+    trained = Path("runs/cifar100-resnet8-seed0")  # where `itrd train --model resnet8` leaves it
+    trained.mkdir(parents=True)
+    save_weights(trained / "last.safetensors", teacher, {"arch": "resnet8", "num_classes": "100"})
+    assert load_network("resnet8").source == str(trained / "last.safetensors")
     Path("save/models/resnet8_vanilla").mkdir(parents=True)
     torch.save({"model": teacher.state_dict()}, "save/models/resnet8_vanilla/ckpt_epoch_240.pth")
     assert load_network("resnet8").source.endswith(".pth")

@@ -15,6 +15,7 @@ from itrd.typecheck import check_types
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+PROTOCOL_DATA = "cifar100"
 PROTOCOL_EPOCHS = 240
 PROTOCOL_MILESTONES = (150, 180, 210)
 
@@ -49,7 +50,8 @@ class RunConfig:
 
     Args:
         data: dataset: cifar100, cifar10 or digits; or a folder of images, a folder or file of Parquet, a folder that
-            the datasets library saved, or hf:ORG/NAME of the Hugging Face hub.
+            the datasets library saved, or hf:ORG/NAME of the Hugging Face hub (default: what the teacher was trained
+            on; without one cifar100).
         data_root: folder that holds the datasets.
         download: fetch the dataset first if it is not there.
         train_subset: train on this many images, the same number of each class (default: all).
@@ -214,7 +216,7 @@ class RunConfig:
             scaled = (round(self.epochs * m / PROTOCOL_EPOCHS) for m in PROTOCOL_MILESTONES)
             milestones = sorted({m for m in scaled if m >= 1})
         return dataclasses.replace(
-            self, data=self.data or "digits", learning_rate=rate, milestones=milestones
+            self, data=self.data or PROTOCOL_DATA, learning_rate=rate, milestones=milestones
         )
 
     def identity(self) -> dict[str, Any]:
@@ -240,7 +242,7 @@ class RunConfig:
         defaults: dict[str, Any] = {
             f.name: f.default for f in dataclasses.fields(RunConfig) if f.name in _SCHEDULE
         }
-        published = dataclasses.replace(mine, **defaults, data="cifar100").resolved()
+        published = dataclasses.replace(mine, **defaults, data=PROTOCOL_DATA).resolved()
         if mine != published:
             return "custom"
         deviations: list[str] = [self.precision] if self.precision != "fp32" else []
@@ -291,10 +293,10 @@ class DistillConfig(RunConfig):
     """Train a student with the help of a frozen teacher.
 
     Args:
-        teacher: run folder or checkpoint of the teacher (.pth or .safetensors), NAME:FILE where the file
-            does not tell the architecture, or the name of a network whose weights are in the zoo, or whose published
-            checkpoint lies under save/models. Or a library's pretrained network: timm:NAME, torchvision:NAME,
-            hf:ORG/NAME, each with @FILE for other weights.
+        teacher: run folder or checkpoint of the teacher (.pth or .safetensors), NAME:FILE where the file does not tell
+            the architecture, or the name of a network whose weights are in the zoo, whose published checkpoint lies
+            under save/models, or which `itrd train --model NAME` has trained. Or a library's pretrained network:
+            timm:NAME, torchvision:NAME, hf:ORG/NAME, each with @FILE for other weights.
         student: name of the network to train (`itrd models` lists them), with fresh weights; NAME:FILE or
             NAME:RUN_FOLDER to start from trained ones. Or timm:NAME, torchvision:NAME, hf:ORG/NAME, with fresh weights
             unless @pretrained or @FILE follows.

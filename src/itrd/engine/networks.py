@@ -15,6 +15,7 @@ from torch import nn
 from itrd.data.datasets import ImageDataset
 from itrd.engine import hubs, zoo
 from itrd.engine.checkpoint import MAX_CLASSES, classes_in, load_into, read_weights
+from itrd.engine.config import TrainConfig
 from itrd.engine.record import Result
 from itrd.errors import CheckpointError, UserError
 from itrd.files import sha256_of
@@ -76,7 +77,8 @@ def load_network(spec: str) -> TrainedNetwork:
     """Load a trained network from a run folder, a file, ``NAME:FILE``, or by name, also of :mod:`itrd.engine.hubs`.
 
     A name is looked up in the zoo (:mod:`itrd.engine.zoo`) first, then among the published teachers' files under
-    ``save/models``. A file of the zoo must be the one that its card describes.
+    ``save/models``, then in the run folder that ``itrd train --model NAME`` leaves. A file of the zoo must be the one
+    that its card describes.
 
     Raises:
         CheckpointError: missing, damaged, unsafe, or for another architecture.
@@ -91,14 +93,20 @@ def load_network(spec: str) -> TrainedNetwork:
     elif in_zoo is not None:
         arch, path = "", in_zoo
     elif spec in list_models():
-        arch, path = spec, Path(PUBLISHED.format(name=spec))
-        if not path.is_file():
+        arch = spec
+        places = [
+            Path(PUBLISHED.format(name=spec)),
+            Path("runs") / TrainConfig(model=spec).resolved().run_name(),
+        ]
+        found = [path for path in places if path.exists()]
+        if not found:
             published = "fetch the published ones with `sh scripts/fetch_pretrained_teachers.sh`, "
             raise CheckpointError(
-                f"no weights for {spec}: neither {zoo.ZOO / spec}.safetensors nor {path} exists; "
+                f"no weights for {spec}: there is no {zoo.ZOO / spec}.safetensors, {places[0]} or {places[1]}; "
                 f"{published if spec in BENCHMARK_MODELS else ''}train it with `itrd train --model {spec}`, "
                 "or give a run folder"
             )
+        path = found[0]
     else:
         arch, path = "", Path(spec)
         if not path.exists():
