@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from itrd.errors import MissingLibraryError
+from itrd.errors import MissingLibraryError, first_line
 
 
 def require(module: str, extra: str, *names: str) -> Any:
@@ -33,10 +33,9 @@ def require(module: str, extra: str, *names: str) -> Any:
         first: BaseException = error
         while first.__cause__ is not None:
             first = first.__cause__
-        reason = (str(first) or type(first).__name__).splitlines()[0]
         raise MissingLibraryError(
-            f"this needs {module}, which is installed but cannot be imported ({reason}); install versions that fit "
-            f"together with: {install.replace('install', 'install --upgrade')}"
+            f"this needs {module}, which is installed but cannot be imported ({first_line(first)}); install versions "
+            f"that fit together with: {install.replace('install', 'install --upgrade')}"
         ) from error
     return found
 

@@ -229,7 +229,7 @@ def test_what_a_dataset_raises_is_what_is_seen(error: Exception) -> None:
     with pytest.raises(type(error), match=str(error.args[-1])):
         itrd.train(Plain(), data, **{**SHORT, "epochs": 9, "resident": "no", "workers": 0})
     with pytest.raises(TypeError, match="mistake"):
-        itrd.evaluate(Plain(), Vanishing(TypeError("mistake")), image_size="12", val_fraction=0.5)
+        itrd.evaluate(Plain(), Vanishing(TypeError("mistake")), image_size=12, val_fraction=0.5)
 
 
 def test_python_datasets_and_functions(photos: str) -> None:

@@ -131,7 +131,7 @@ def test_a_run_that_was_compiled_in_part_says_so(
     first, second = parts
     with (
         pytest.raises(Interrupted),
-        prepare_train(TrainConfig(model="resnet8", **settings, compile=first), [stop]) as run,
+        prepare_train(TrainConfig(model="resnet8", data="digits", **settings, compile=first), [stop]) as run,
     ):
         run.fit()
     record = itrd.train("resnet8", "digits", **settings, compile=second, resume=True).record

@@ -21,6 +21,7 @@ from itrd.bench.runner import Options, Report, Runner, say
 from itrd.bench.tracks import Track
 from itrd.engine.interrupt import SIGNALS, held, receive, stop_on_signals
 from itrd.errors import ItrdError, UserError, first_line
+from itrd.extras import require
 
 
 def alone(track: Track, cells: list[Cell], options: Options) -> Report:
@@ -112,10 +113,7 @@ def on_ray(address: str, track: Track, cells: list[Cell], options: Options, jobs
         UserError: Ray is not installed, or there is no such cluster.
         ItrdError: a runner failed.
     """
-    try:
-        import ray
-    except ImportError:
-        raise UserError("Ray is not installed; `pip install ray`, or use scripts/slurm_array.sh") from None
+    ray = require("ray", "ray")
     try:
         ray.init(address=address, log_to_driver=True, logging_level="warning")
     except (ConnectionError, ValueError, RuntimeError) as error:

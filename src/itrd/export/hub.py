@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from itrd.errors import RunFolderError, UserError
+from itrd.errors import RunFolderError, UserError, first_line
 from itrd.extras import require
 from itrd.files import read_json
 
@@ -58,9 +58,8 @@ def push_export(folder: str | Path, name: str, *, public: bool = False) -> str:
             commit_message=f"Export of {config['arch']}",
         )
     except Exception as error:  # of its HTTP library, which differs between its versions
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise UserError(
-            f"cannot push to {name}: {reason}; check HF_TOKEN (or `hf auth login`), HF_ENDPOINT and the name, then "
-            "repeat the command"
+            f"cannot push to {name}: {first_line(error)}; check HF_TOKEN (or `hf auth login`), HF_ENDPOINT and the "
+            "name, then repeat the command"
         ) from error
     return str(address)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from itrd.errors import UserError
+from itrd.errors import UserError, first_line
 from itrd.extras import require
 from itrd.models.observe import logits_of
 
@@ -80,7 +80,7 @@ def record_program(classifier: Classifier, image_shape: tuple[int, int, int]) ->
         return torch.export.export(classifier, (example,), dynamic_shapes=({0: batch},), strict=False)
     except Exception as error:  # torch documents no type, and raises many
         raise UserError(
-            f"{type(classifier.net).__name__} cannot be exported as a program: {_first_line(error)}; make its "
+            f"{type(classifier.net).__name__} cannot be exported as a program: {first_line(error)}; make its "
             "forward() free of decisions on the data and on the batch size, or choose --format safetensors"
         ) from error
 
@@ -117,7 +117,7 @@ def write_onnx(
             )
     except Exception as error:  # as above
         raise UserError(
-            f"cannot be exported to ONNX: {_first_line(error)}; try --format torch_export"
+            f"cannot be exported to ONNX: {first_line(error)}; try --format torch_export"
         ) from error
     assert converted is not None
     written = converted.model.opset_imports[""]
@@ -167,7 +167,3 @@ def compare(
         )
     same = (expected.argmax(1) == found.argmax(1)).sum().item()
     return Agreement(len(expected), difference, int(same))
-
-
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 from urllib.error import URLError
 from urllib.parse import urlparse
 
@@ -16,10 +15,12 @@ from torch import Tensor, nn
 
 from itrd.engine.checkpoint import MAX_CLASSES
 from itrd.errors import CheckpointError, UserError, first_line
+from itrd.extras import require
 from itrd.files import sha256_of
 from itrd.models.observe import last_linear
 
-_EXTRAS = {"timm": "timm", "torchvision": "torchvision", "hf": "transformers"}
+# The extra of this package that brings a library.
+EXTRAS = {"timm": "timm", "torchvision": "torchvision", "hf": "transformers"}
 _HASH = re.compile(r"-([0-9a-f]{8,})\.\w+$")  # of the content, as torch's servers write it into file names
 
 
@@ -65,20 +66,6 @@ def classes_in(state: Mapping[str, Tensor], classifier: str | None) -> int | Non
     return len(weight) if weight is not None and 0 < len(weight) <= MAX_CLASSES else None
 
 
-def import_library(name: str, library: str) -> Any:
-    """Import a module of an optional dependency; raises UserError, which says what to install."""
-    try:
-        return importlib.import_module(name)
-    except (ImportError, RuntimeError) as error:  # the latter where it was built for another torch
-        extra = _EXTRAS[library]
-        if not isinstance(error, ModuleNotFoundError):
-            raise UserError(
-                f"{library}: {extra} is installed and cannot be imported ({error}); install torch and torchvision "
-                "anew, together and for the same kind of device"
-            ) from None
-        raise UserError(f"{library}: networks need {extra} ({error}); pip install 'itrd[{extra}]'") from None
-
-
 def fetch_url(url: str) -> Path:
     """Return the file behind a URL, from torch's cache or fetched into it; its name says the checksum's beginning."""
     path = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(url).path).name
@@ -101,7 +88,7 @@ def fetch_from_hub(library: str, repository: str, *names: str, needed: bool = Tr
         if local:
             return local[0]
     else:
-        hub = import_library("huggingface_hub", library)
+        hub = require("huggingface_hub", EXTRAS[library])
         repository, _, revision = repository.partition("@")
         for name in names:
             try:

@@ -12,17 +12,17 @@ from itrd.engine.hubs._library import (
     classes_in,
     fetch_from_hub,
     fetch_url,
-    import_library,
     misfit,
 )
 from itrd.errors import UnknownNameError, UserError
+from itrd.extras import require
 
 
 class Timm:
     """timm: ``resnet50``, or with the tag of the weights ``resnet50.a1_in1k``."""
 
     def check(self, name: str) -> None:
-        timm = import_library("timm", "timm")
+        timm = require("timm", "timm")
         if not timm.is_model(name):
             raise UnknownNameError(
                 "timm network", name, timm.list_models(), hint="timm.list_models() lists them"
@@ -32,18 +32,18 @@ class Timm:
             raise UnknownNameError("timm weights", name, tags, hint=f"there are {', '.join(tags) or 'none'}")
 
     def _config(self, name: str) -> Any:
-        config = import_library("timm.models", "timm").get_pretrained_cfg(name)
+        config = require("timm.models", "timm").get_pretrained_cfg(name)
         if config is None:
             raise UserError(f"timm has no weights for {name}; choose another network, or give {name}@FILE")
         return config
 
     def create(self, name: str, num_classes: int | None) -> nn.Module:
-        return import_library("timm", "timm").create_model(
+        return require("timm", "timm").create_model(
             name, **({} if num_classes is None else {"num_classes": num_classes})
         )
 
     def load(self, name: str, state: dict[str, Tensor], source: str) -> nn.Module:
-        timm = import_library("timm", "timm")
+        timm = require("timm", "timm")
         config = timm.models.get_pretrained_cfg(name)
         classifier = None if config is None else config.classifier
         classifier = classifier[0] if isinstance(classifier, (tuple, list)) else classifier
@@ -81,7 +81,7 @@ class Timm:
         net.reset_classifier(num_classes)  # type: ignore[operator]
 
     def preprocessing(self, name: str) -> Preprocessing:
-        config = import_library("timm.models", "timm").get_pretrained_cfg(name)
+        config = require("timm.models", "timm").get_pretrained_cfg(name)
         if config is None:
             return Preprocessing()
         return Preprocessing(config.input_size[-1], tuple(config.mean), tuple(config.std))

@@ -13,10 +13,10 @@ from itrd.engine.hubs._library import (
     Preprocessing,
     classes_in,
     fetch_url,
-    import_library,
     replace_last_linear,
 )
 from itrd.errors import UnknownNameError
+from itrd.extras import require
 from itrd.models.observe import last_linear
 
 
@@ -27,7 +27,7 @@ class Torchvision:
     _TRANSFORMING = ("googlenet", "inception_v3")
 
     def _models(self) -> Any:
-        return import_library("torchvision.models", "torchvision")
+        return require("torchvision.models", "torchvision")
 
     def check(self, name: str) -> None:
         models = self._models()

@@ -13,11 +13,11 @@ from itrd.engine.hubs._library import (
     Preprocessing,
     classes_in,
     fetch_from_hub,
-    import_library,
     misfit,
     replace_last_linear,
 )
 from itrd.errors import CheckpointError, UserError, first_line
+from itrd.extras import require
 from itrd.files import read_limited
 from itrd.models.observe import last_linear
 
@@ -28,7 +28,7 @@ class Transformers:
     """transformers: a repository of the Hugging Face hub, ``ORG/NAME``, or a local folder with ``config.json``."""
 
     def _auto(self) -> Any:
-        return import_library("transformers.models.auto", "hf")
+        return require("transformers.models.auto", "transformers")
 
     def check(self, name: str) -> None:
         self._auto()
