@@ -75,7 +75,8 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read a state dict and its metadata from a ``.safetensors`` or ``.pth`` file.
 
     Of a ``.pth`` file the entries ``model``, ``net`` or ``state_dict`` are understood, and a plain state dict.
-    A ``backbone.`` prefix is dropped together with ``auxiliary`` entries.
+    The prefixes ``module.`` (of parallel training) and ``backbone.`` are dropped. So are ``auxiliary`` entries, where
+    the weights are under ``net`` or have the prefix ``backbone.``, or where the others are a whole benchmark network.
 
     Raises:
         CheckpointError: missing, damaged, or asking for code to be executed.
@@ -170,19 +171,27 @@ def _metadata(header: bytes) -> dict[str, str]:
 
 
 def _state_dict(loaded: Any, path: Path) -> dict[str, Tensor]:
-    for key in ("model", "net", "state_dict"):
-        if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
-            loaded = loaded[key]
-            break
+    entry = next((key for key in ("model", "net", "state_dict") if _is_mapping_in(loaded, key)), None)
+    if entry is not None:
+        loaded = loaded[entry]
     if not isinstance(loaded, Mapping):
         raise CheckpointError(f"{path} holds no weights (expected an entry 'model' or a state dict)")
     state = {str(key): value for key, value in loaded.items() if isinstance(value, Tensor)}
-    if any(key.startswith("backbone.") for key in state):
-        state = {k.removeprefix("backbone."): v for k, v in state.items() if not k.startswith("auxiliary")}
+    # The outer wrapper's prefix comes first: module.backbone.conv1.weight.
     state = {key.removeprefix("module."): value for key, value in state.items()}
+    wrapped = entry == "net" or any(key.startswith("backbone.") for key in state)
+    state = {key.removeprefix("backbone."): value for key, value in state.items()}
+    without = {key: value for key, value in state.items() if not key.startswith("auxiliary")}
+    # Elsewhere they may belong to a network of the user's.
+    if wrapped or (len(without) < len(state) and fitting_architectures(without)):
+        state = without
     if not state:
         raise CheckpointError(f"{path} holds no weights (expected an entry 'model' or a state dict)")
     return state
+
+
+def _is_mapping_in(loaded: Any, key: str) -> bool:
+    return isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping)
 
 
 # --- full state of a run ---------------------------------------------------------------------------------
