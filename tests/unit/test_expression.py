@@ -65,6 +65,9 @@ def test_maps_before_and_after_the_activation_do_not_mix() -> None:
     """A method computes the same alone and in a sum, or the sum is refused."""
     assert create_objective("itrd").preact("reference") == (True, True)
     assert create_objective("itrd").preact("clean") == (False, False)
+    assert create_objective("abound").preact("reference") == (True, True)
+    assert create_objective("abound").preact("clean") == (False, False)
+    assert create_objective("abound").preact("clean", first_stage=True) == (True, True)
     assert create_objective("attention + itrd").preact("reference") == (False, False)
     assert create_objective("reviewkd + itrd").preact("reference") == (False, True)
     with pytest.raises(UserError, match=r"reviewkd reads the teacher's maps before .* and hint after"):

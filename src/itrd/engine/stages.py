@@ -52,7 +52,7 @@ def _first(task: DistillTask, method: Method, stage: FirstStage, config: RunConf
         stage.epochs,
         lambda epoch: rate,
         lambda: task.first_stage_mode(stage),
-        task.observe,
+        partial(task.observe, first_stage=True),
         partial(task.first_stage_loss, method),
     )
 

@@ -119,12 +119,17 @@ class Objective(nn.Module):
                 "method that can, with --ce_weight 0 (kd, itrd, rkd, similarity, ...), or give labelled images"
             )
 
-    def preact(self, track: str) -> tuple[bool, bool]:
+    def preact(self, track: str, *, first_stage: bool = False) -> tuple[bool, bool]:
         """Whether student and teacher are to be called with ``preact=True``.
 
         Methods that read maps decide: before or after the activation, as each was published. Where none does, the
         reference track makes the call that the published code makes, for its side effect on wide ResNets' batch
-        norms; the clean track does not.
+        norms; the clean track does not. Nor does it in the main stage of a method that reads maps in its first stage
+        alone (AB).
+
+        Args:
+            track: ``reference`` or ``clean``.
+            first_stage: of a method's first stage, instead of the main one.
 
         Raises:
             UserError: one method reads maps before the activation and another after it.
@@ -138,6 +143,8 @@ class Objective(nn.Module):
                     f"{before[0]} reads the {side[:7]}'s maps before their activation and {after[0]} after it, so they "
                     "cannot be summed; leave one of them out"
                 )
+        if track != "reference" and not first_stage:
+            readers = [m for m in readers if m.main_stage]
         asking = readers or [m for m in self._methods() if track == "reference"]
         return any(m.student_preact for m in asking), any(m.teacher_preact for m in asking)
 
