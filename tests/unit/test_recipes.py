@@ -82,6 +82,14 @@ def test_losses_for_imagenet_can_be_built_and_say_where_they_come_from(row: str)
     assert method.title == row
 
 
+def test_the_published_figures_for_imagenet_are_there() -> None:
+    known = {row: found.top1 for row, found in IMAGENET_LOSSES.items() if found.top1 is not None}
+    assert known == {
+        **{"KD": 70.66, "CRD": 71.17, "ReviewKD": 71.61, "ITRD": 71.68, "DKD": 71.70, "DIST": 72.07},
+        "WTTM": 72.19,
+    }
+
+
 def test_the_imagenet_recipe_is_the_schedule_of_the_literature() -> None:
     settings = dict(build_parser().parse_args(["distill", "--config", "imagenet", "--method", "kd"]).distill)
     assert settings.pop("config")
