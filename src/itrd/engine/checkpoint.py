@@ -22,7 +22,7 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
 from itrd.engine.pth import load_pth
-from itrd.errors import CheckpointError
+from itrd.errors import CheckpointError, UserError
 from itrd.files import PARTIAL, link, read_limited, sync_folder, write_atomically
 
 MAX_BYTES = 1 << 33  # of any checkpoint; the largest of a benchmark run has 0.3 GB
@@ -37,6 +37,22 @@ _HEADER = len(_MAGIC) + 64 + 1
 def save_weights(path: Path, net: nn.Module, metadata: Mapping[str, str]) -> None:
     """Write a network's state dict as safetensors, with string metadata."""
     write_atomically(path, canonical_safetensors(net.state_dict(), metadata))
+
+
+def check_writable(role: str, net: nn.Module) -> None:
+    """Refuse a network whose state holds something else than tensors, which no file of weights could hold.
+
+    Raises:
+        UserError: names the module.
+    """
+    for key, value in net.state_dict().items():
+        if not isinstance(value, Tensor):
+            path = key.rpartition(".")[0]
+            kind = type(net.get_submodule(path)).__name__
+            raise UserError(
+                f"the {role} {type(net).__name__} cannot be saved: the extra state of {path or 'its outermost module'} "
+                f"({kind}) is {type(value).__name__}, no tensor; return a tensor from get_extra_state()"
+            )
 
 
 def canonical_safetensors(state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
