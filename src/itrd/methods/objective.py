@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +29,7 @@ class Objective(nn.Module):
         ce_weight: weight of the cross-entropy.
 
     Raises:
-        UserError: something is no method, or does not say its name or what it reads.
+        UserError: something is no method, or does not say its name or what it reads, or a weight is no number.
 
     Attributes:
         label_smoothing: part of a label's probability that the cross-entropy spreads evenly over all classes.
@@ -38,10 +40,10 @@ class Objective(nn.Module):
         super().__init__()
         for _, method in methods:
             _check_declared(method)
-        self.ce_weight = ce_weight
+        self.ce_weight = _number(ce_weight, "the weight of the cross-entropy")
         self.label_smoothing = 0.0
         self.labelled = True
-        self.weights = [weight for weight, _ in methods]
+        self.weights = [_number(weight, f"the weight of {method.name}") for weight, method in methods]
         self.methods = nn.ModuleList([method for _, method in methods])
 
     @classmethod
@@ -197,7 +199,11 @@ class Objective(nn.Module):
         return total, shown
 
     def describe(self) -> str:
-        """Write the loss out in the notation that :func:`itrd.methods.create_objective` reads."""
+        """Write the loss out in the notation of :mod:`itrd.methods.expression`.
+
+        :func:`itrd.methods.create_objective` reads it again if all weights are finite and none is negative, and all
+        methods are the library's.
+        """
         parts = [f"{_shortest(self.ce_weight)}*ce"]
         for weight, method in zip(self.weights, self._methods(), strict=True):
             if method.reads:
@@ -223,6 +229,13 @@ def _check_declared(method: Method) -> None:
             f"method {method.name!r} has reads = {method.reads!r}; it must be a set of "
             f"{', '.join(map(repr, Outputs._fields))}, as in frozenset({{'logits'}})"
         )
+
+
+def _number(weight: Any, what: str) -> float:
+    """Return a weight as Python's own number, which is written without the name of a type."""
+    if isinstance(weight, bool) or not isinstance(weight, numbers.Real):
+        raise UserError(f"{what} must be a number, not {type(weight).__name__} {weight!r}")
+    return float(weight)
 
 
 def _shortest(weight: float) -> str:
