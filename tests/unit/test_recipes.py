@@ -64,7 +64,6 @@ def test_itrd_per_family_and_variant() -> None:
     assert "alpha=1.01, lambda_corr=2.0, lambda_mutual=1.0" in same.loss
     assert "alpha=1.5, lambda_corr=2.0, lambda_mutual=1.0" in cross.loss
     assert "alpha=1.5, lambda_corr=2.0, lambda_mutual=0.05" in default.loss
-    assert same.published_top1 == 76.12
 
 
 def test_missing_cells_are_named() -> None:
