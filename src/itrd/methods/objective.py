@@ -175,8 +175,19 @@ class Objective(nn.Module):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Compute the loss and its unweighted terms.
 
+        Args:
+            student: its outputs on the batch: logits (B, K), and what the methods read, such as embedding (B, D_s)
+                and maps (B, C_i, H_i, W_i).
+            teacher: the same of the teacher, of the same images in the same order; it may have other widths and
+                sizes. None where no method reads anything.
+            batch: labels and indices of the samples, (B,) int64 each.
+
         Returns:
             The scalar loss, and ``{"ce": ..., "<method>[.<term>]": ...}`` detached, unweighted.
+
+        Raises:
+            UserError: an output that a method reads is missing, the method was not set up, or its first terms are
+                nothing to be trained with.
         """
         shown = {}
         if self.labelled:
