@@ -51,7 +51,7 @@ def first_stage_steps(task: DistillTask, steps: int = 2) -> None:
     optimizer = torch.optim.SGD(task.first_stage_mode(stage), lr=0.05, momentum=0.9, weight_decay=5e-4)
     for step in range(steps):
         images, batch = small_batch(step)
-        _step(optimizer, task.first_stage_loss(method, *task.observe(images), batch).loss)
+        _step(optimizer, task.first_stage_loss(method, *task.observe(images, first_stage=True), batch).loss)
 
 
 def main_steps(task: DistillTask, steps: int = 2) -> None:

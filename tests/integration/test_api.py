@@ -96,10 +96,74 @@ def test_a_student_may_have_more_outputs_where_none_are_compared(tiny: dict[str,
     itrd.distill(Own(4), Own(4, classes=12), data="digits", method="itrd", **{**tiny, "epochs": 1})
 
 
-def test_no_hook_stays_on_a_users_module(tiny: dict[str, Any]) -> None:
-    teacher, student = Own(6), Own(4)
-    itrd.distill(teacher, student, data="digits", method="itrd", **{**tiny, "epochs": 1})
-    assert not [m for net in (teacher, student) for m in net.modules() if m._forward_pre_hooks]
+class Staged(nn.Module):
+    """A network of the user's, whose maps are read with hooks."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, width, 3, 2, 1)
+        self.second = nn.Conv2d(width, 2 * width, 3, 2, 1)
+        self.head = nn.Linear(2 * width, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.second(self.first(x).relu()).relu().mean((2, 3)))
+
+
+@pytest.mark.parametrize(("kind", "method"), [(Own, "itrd"), (Staged, "attention")])
+def test_no_hook_stays_on_a_users_module(
+    kind: type[nn.Module], method: str, tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher, student = kind(6), kind(4)
+    used: set[str] = set()
+
+    def noting(name: str, own: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda module, *given: (used.add(name), own(module, *given))[1]
+
+    for name in ("register_forward_hook", "register_forward_pre_hook"):
+        monkeypatch.setattr(nn.Module, name, noting(name, getattr(nn.Module, name)))
+    itrd.distill(teacher, student, data="digits", method=method, **{**tiny, "epochs": 1})
+    assert used == {"register_forward_pre_hook", *["register_forward_hook"] * (method == "attention")}
+    assert not [
+        m for net in (teacher, student) for m in net.modules() if m._forward_pre_hooks or m._forward_hooks
+    ]
+
+
+def test_a_state_that_cannot_be_written_is_refused_before_training(tiny: dict[str, Any]) -> None:
+    class Extra(nn.ReLU):
+        def get_extra_state(self) -> dict[str, int]:
+            return {"calls": 1}
+
+        def set_extra_state(self, state: dict[str, int]) -> None: ...
+
+    student = Staged(4)
+    student.second = nn.Sequential(student.second, Extra())
+    for ema in (None, 0.9):
+        with pytest.raises(
+            UserError, match=r"student Staged cannot be saved: the extra state of second\.1 \(Extra\)"
+        ):
+            itrd.train(student, "digits", ema=ema, **tiny)
+
+
+class Varying(itrd.methods.Method):
+    """Has another set of terms from its second epoch on."""
+
+    name, reads = "varying", frozenset({"logits"})
+    epoch = 0
+
+    def start_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def terms(self, student: Any, teacher: Any, batch: Any) -> dict[str, torch.Tensor]:
+        loss = (student.logits - teacher.logits).square().mean()
+        return {"first": loss} if self.epoch == 1 else {"second": loss}
+
+
+def test_terms_that_vary_are_named(teacher_folder: Path, tiny: dict[str, Any]) -> None:
+    message = (
+        r"the same in every step, and 'varying.second' is new, 'varying.first' is missing; let the method"
+    )
+    with pytest.raises(UserError, match=message):
+        itrd.distill(str(teacher_folder), "resnet8", "digits", Varying(), **{**tiny, "epochs": 2})
 
 
 class Moody(Own):

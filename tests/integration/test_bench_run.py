@@ -312,6 +312,10 @@ def test_counts_are_told_in_words_that_fit(capsys: pytest.CaptureFixture[str]) -
     assert capsys.readouterr().out == "0 records, 1 document: 1 fault\n"
     assert main(["bench", "plan", "--track", "tiny.yaml", "--methods", "teacher"]) == 0
     assert "\n1 cell of track tiny, 0 done" in capsys.readouterr().out
+    photos = {**TRACK, "name": "photos", "data": "./photos"}
+    Path("photos.yaml").write_text(yaml.safe_dump(photos))
+    assert main(["bench", "plan", "--track", "photos.yaml", "--methods", "teacher"]) == 0
+    assert "0 done; what the others cost is not known" in capsys.readouterr().out
     assert main(["report"]) == 0
     size = Path("report.md").stat().st_size
     assert f"written report.md ({size:,} bytes)" in capsys.readouterr().out

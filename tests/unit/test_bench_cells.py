@@ -159,6 +159,14 @@ def test_costs_are_measured_where_the_ledger_knows_this_hardware(tmp_path: Path)
     assert Cell("smoke", None, "resnet8", "none", 0) == cells["resnet8-none-seed0"]
 
 
+def test_costs_of_images_that_were_not_read_are_unknown(tmp_path: Path) -> None:
+    (tmp_path / "photos.yaml").write_text(
+        "name: photos\ntitle: x\ndata: ./photos\npairs: [[resnet20, resnet8]]\nwaves: [{methods: [kd], seeds: [0]}]"
+    )
+    track = load_track(str(tmp_path / "photos.yaml"))
+    assert {Costs(track, [], "cpu").of(cell).basis for cell in cells_of(track)} == {"unknown"}
+
+
 def test_costs_are_those_of_the_precision(tmp_path: Path) -> None:
     """Records of another precision give a rate where there is no better one, and never a measurement."""
     protocol = load_track("protocol")

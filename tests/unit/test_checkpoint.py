@@ -94,16 +94,35 @@ def test_tensors_that_share_memory_are_written_whole(
         assert torch.equal(state[key], value)
 
 
-@pytest.mark.parametrize("kind", ["epoch", "best", "last", "plain", "backbone"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "epoch",
+        "best",
+        "last",
+        "plain",
+        "backbone",
+        "parallel backbone",
+        "auxiliary alone",
+        "auxiliary beside model",
+    ],
+)
 def test_published_checkpoint_layouts(tmp_path: Path, kind: str) -> None:
     net = create_model("wrn_16_1", 100)
     state = net.state_dict()
+    auxiliary = {"auxiliary.w": torch.zeros(1), "auxiliary_head.bias": torch.zeros(2)}
     content = {
         "epoch": {"epoch": 240, "model": state, "accuracy": torch.tensor([75.6]), "optimizer": {"state": {}}},
         "best": {"epoch": 200, "model": state, "best_acc": torch.tensor(75.9)},
         "last": {"opt": argparse.Namespace(model="wrn_16_1", trial=0), "model": state},
         "plain": state,
-        "backbone": {"net": {f"backbone.{k}": v for k, v in state.items()} | {"auxiliary.w": torch.zeros(1)}},
+        "backbone": {"net": {f"backbone.{k}": v for k, v in state.items()} | auxiliary},
+        "parallel backbone": {
+            "net": {f"module.backbone.{k}": v for k, v in state.items()}
+            | {f"module.{k}": v for k, v in auxiliary.items()}
+        },
+        "auxiliary alone": {"net": {**state, **auxiliary}},
+        "auxiliary beside model": {"model": {**state, **auxiliary}},
     }[kind]
     folder = tmp_path / "wrn_16_1_vanilla"
     folder.mkdir()
@@ -111,6 +130,15 @@ def test_published_checkpoint_layouts(tmp_path: Path, kind: str) -> None:
     loaded = load_network(str(folder / "ckpt_epoch_240.pth"))
     assert loaded.arch == "wrn_16_1"
     assert same(loaded.net, net)
+
+
+def test_auxiliary_modules_of_other_networks_are_kept(tmp_path: Path) -> None:
+    state = {"auxiliary.w": torch.zeros(1), "head.weight": torch.zeros(2)}
+    torch.save({"model": state}, tmp_path / "x.pth")
+    assert read_weights(tmp_path / "x.pth")[0].keys() == state.keys()
+    torch.save({"net": {"auxiliary.w": torch.zeros(1)}}, tmp_path / "y.pth")
+    with pytest.raises(CheckpointError, match="holds no weights"):
+        read_weights(tmp_path / "y.pth")
 
 
 def test_files_without_batch_counters_load(tmp_path: Path) -> None:

@@ -339,6 +339,51 @@ def test_a_data_module() -> None:
     assert (len(data.train), len(data.test), module.done) == (20, 6, "prepared fit")
 
 
+class Loaders:
+    """What a LightningDataModule offers; its loaders for validation are given."""
+
+    def __init__(self, validation: object) -> None:
+        self.validation = validation
+
+    def prepare_data(self) -> None: ...
+
+    def setup(self, stage: str) -> None: ...
+
+    def train_dataloader(self) -> list[DataLoader]:
+        return [DataLoader(Pictures(), shuffle=True)]
+
+    def val_dataloader(self) -> object:
+        if isinstance(self.validation, Exception):
+            raise self.validation
+        return self.validation
+
+
+def test_a_data_module_whose_loaders_are_a_list_or_missing() -> None:
+    class MisconfigurationException(Exception):
+        """Of the name that Lightning's error has."""
+
+    loader = DataLoader(Pictures(6))
+    one = read_dataset(Loaders([loader]))
+    assert (len(one.train), len(one.test)) == (20, 6)
+    for nothing in (MisconfigurationException("`val_dataloader` must be implemented"), [], None):
+        data = read_dataset(Loaders(nothing))
+        assert (len(data.train), len(data.test)) == (16, 4)  # held out
+    with pytest.raises(DataError, match=r"val_dataloader\(\) of the LightningDataModule gives 2 loaders"):
+        read_dataset(Loaders([loader, loader]))
+    with pytest.raises(RuntimeError, match="broken"):
+        read_dataset(Loaders(RuntimeError("broken")))
+
+
+def test_a_data_module_of_lightning_without_validation() -> None:
+    lightning = pytest.importorskip("lightning")
+
+    class Module(lightning.LightningDataModule):
+        def train_dataloader(self) -> DataLoader:
+            return DataLoader(Pictures(), shuffle=True)
+
+    assert len(read_dataset(Module()).test) == 4
+
+
 def test_torchvisions_datasets(tmp_path: Path) -> None:
     tv = pytest.importorskip("torchvision.datasets")
     write_photos(tmp_path)

@@ -9,6 +9,7 @@ import pytest
 
 from itrd.dropin import student, teacher
 from itrd.dropin.options import (
+    fits_both,
     itrd_options,
     repdistiller_options,
     student_options,
@@ -33,6 +34,15 @@ PATH_T = ["--path_t", "save/models/wrn_40_2_vanilla/ckpt_epoch_240.pth"]
         ("--d cifar100", False),
         ("-b 1", False),
         ("-b 1 --alpha 1.01", False),  # an abbreviation of --alpha_it
+        ("--gamma 0.1 --alpha 0.9 --beta 0", True),  # nothing of ITRD's would be trained
+        ("-r 0.1 --alpha=0.9 -b0", True),
+        ("-r 0.1 --al 0.9 --be=0.0", True),
+        ("-r 0.1 --alpha 0.9", True),
+        ("-b 0 --beta 1 --alpha 0.9", False),
+        ("-b 0 --alpha_it 0.9", False),
+        ("-b 0 --alpha 0.9 --lambda_corr 1", False),
+        ("-b 0 --alpha 0.9 --distill itrd", False),
+        ("-b x --alpha 0.9", False),
         ("-b 1 --mode wrn_16_2", False),  # an abbreviation of --model_s
         ("-b 1 -a 0", True),
         ("-b 1 -a0", True),
@@ -45,6 +55,27 @@ PATH_T = ["--path_t", "save/models/wrn_40_2_vanilla/ckpt_epoch_240.pth"]
 )
 def test_whose_script_is_meant(line: str, repdistiller: bool) -> None:
     assert wants_repdistiller(line.split()) is repdistiller
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("--gamma 0.1 --alpha 0.9 --beta 0", ["RepDistiller's", "0.1*ce + 0.9*kd(T=4)", "--alpha_it"]),
+        ("-b 1 --alpha 1.01", ["ITRD's", "1*ce + 1.0*itrd(alpha=1.01", "--distill kd"]),
+    ],
+)
+def test_a_line_that_fits_both_scripts_is_told(line: str, words: list[str]) -> None:
+    assert fits_both(line.split())
+    said = student.reading(student_options([*PATH_T, *line.split()]))
+    assert "\n" not in said
+    assert all(word in said for word in words)
+
+
+@pytest.mark.parametrize(
+    "line", ["-b 1", "-b 1 -a 0.9", "--distill kd --alpha 0.9 -b 0", "--alpha_it 1 -b 0"]
+)
+def test_other_lines_fit_one_script(line: str) -> None:
+    assert not fits_both(line.split())
 
 
 def test_abbreviations_work_as_in_the_originals() -> None:
@@ -86,6 +117,7 @@ def test_help_names_our_flags(capsys: pytest.CaptureFixture[str]) -> None:
         ("--distill kd -r 0.1 -a 0.9 -b 0", "0.1*ce + 0.9*kd(T=4)"),
         ("--distill kd -r 0.1 -a 0.9 -b 5 --kd_T 2", "0.1*ce + 0.9*kd(T=2.0)"),
         ("--distill kd -a 0 -b 0", "1*ce + 0.0*kd(T=4)"),
+        ("--gamma 0.1 --alpha 0.9 --beta 0", "0.1*ce + 0.9*kd(T=4)"),
         ("--distill attention -a 0 -b 1000", "1*ce + 1000.0*attention()"),
         ("--distill attention -a 1 -b 0", "1*ce + 1.0*kd(T=4)"),
         ("--distill hint -a 0 -b 100 --hint_layer 3", "1*ce + 100.0*hint(hint_layer=3)"),

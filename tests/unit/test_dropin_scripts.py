@@ -133,10 +133,34 @@ def test_itrd_student(place: SimpleNamespace) -> None:
 def test_repdistiller_student(inside: Path, capsys: pytest.CaptureFixture[str]) -> None:
     line = [*WITH_TEACHER, "--distill", "kd", "-r", "0.1", "-a", "0.9", "-b", "0", "--epochs", "1"]
     assert student.main(line) == 0
-    assert "teacher accuracy:" in capsys.readouterr().out
+    assert capsys.readouterr().out.startswith("teacher accuracy:")
     name = "S:wrn_16_1_T:resnet8_cifar100_kd_r:0.1_a:0.9_b:0.0_1"
     assert names(inside / "save/student_model" / name) == {"wrn_16_1_best.pth", "wrn_16_1_last.pth", "run"}
     assert scalars(inside / "save/student_tensorboards" / name).keys() == SCALARS
+
+
+def test_a_line_that_fits_both_scripts_says_what_is_trained(
+    inside: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = [
+        *WITH_TEACHER,
+        "--gamma",
+        "0.1",
+        "--alpha",
+        "0.9",
+        "--beta",
+        "0",
+        "--epochs",
+        "1",
+        "--trial",
+        "long",
+    ]
+    assert student.main(line) == 0
+    note, teacher, *_ = capsys.readouterr().out.splitlines()
+    assert note.startswith("note: this command line is read as RepDistiller's")
+    assert "0.1*ce + 0.9*kd(T=4)" in note
+    assert teacher.startswith("teacher accuracy:")
+    assert (inside / "save/student_model/S:wrn_16_1_T:resnet8_cifar100_kd_r:0.1_a:0.9_b:0.0_long").is_dir()
 
 
 def test_one_process_writes_the_files(

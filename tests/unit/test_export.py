@@ -294,6 +294,12 @@ def test_foreign_module_without_a_record(tmp_path: Path) -> None:
     assert written.agreement.largest_difference < 1e-6
     config = json.loads((tmp_path / "e" / "config.json").read_text())
     assert (config["arch"], config["num_classes"], config["record"]) == ("Foreign", 4, None)
+    as_arrays = {"mean": np.array(MEAN), "std": torch.tensor(STD, dtype=torch.float64)}
+    itrd.export_model(
+        Foreign(), tmp_path / "n", "torch_export", image_shape=(3, 8, 8), normalise=True, **as_arrays
+    )
+    again = json.loads((tmp_path / "n" / "config.json").read_text())
+    assert (again["mean"], again["std"]) == (config["mean"], config["std"]) == (list(MEAN), list(STD))
     text = (tmp_path / "e" / "README.md").read_text()
     assert "Not recorded." in text
     assert "Not for model.pt2" in text

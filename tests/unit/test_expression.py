@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
 from itrd.errors import UnknownNameError, UserError
 from itrd.methods import Batch, create_method, create_objective
 from itrd.methods.expression import Term, parse
+from itrd.methods.objective import Objective
 from itrd.models.base import Outputs
 
 
@@ -65,6 +67,9 @@ def test_maps_before_and_after_the_activation_do_not_mix() -> None:
     """A method computes the same alone and in a sum, or the sum is refused."""
     assert create_objective("itrd").preact("reference") == (True, True)
     assert create_objective("itrd").preact("clean") == (False, False)
+    assert create_objective("abound").preact("reference") == (True, True)
+    assert create_objective("abound").preact("clean") == (False, False)
+    assert create_objective("abound").preact("clean", first_stage=True) == (True, True)
     assert create_objective("attention + itrd").preact("reference") == (False, False)
     assert create_objective("reviewkd + itrd").preact("reference") == (False, True)
     with pytest.raises(UserError, match=r"reviewkd reads the teacher's maps before .* and hint after"):
@@ -102,6 +107,22 @@ def test_the_loss_is_the_weighted_sum_of_the_terms_it_shows() -> None:
     total, terms = objective(Outputs(z_s), Outputs(z_t), Batch(torch.arange(6) % 5, torch.arange(6)))
     assert set(terms) == {"ce", "kd"}
     assert total.item() == pytest.approx(0.3 * terms["ce"].item() + 0.7 * terms["kd"].item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("weight", ["0.5", None, True, torch.tensor(0.5)])
+def test_weights_that_are_no_numbers_are_refused(weight: object) -> None:
+    with pytest.raises(UserError, match="the weight of the cross-entropy must be a number, not"):
+        Objective([(1, create_method("kd"))], ce_weight=weight)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="the weight of kd must be a number, not"):
+        Objective([(weight, create_method("kd"))])  # type: ignore[list-item]
+    if isinstance(weight, str):
+        with pytest.raises(UserError, match="the weight of the cross-entropy must be a number"):
+            create_objective(create_method("kd"), weight)  # type: ignore[arg-type]
+
+
+def test_weights_of_numpy_are_written_as_numbers() -> None:
+    described = Objective([(np.float64(0.5), create_method("kd"))], np.float64(0.25)).describe()
+    assert described == "0.25*ce + 0.5*kd(T=4.0)"
 
 
 def test_what_a_method_reads_must_be_there() -> None:

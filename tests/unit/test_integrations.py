@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
+import pickle
 import sys
 import warnings
 from contextlib import AbstractContextManager, nullcontext
@@ -24,6 +26,7 @@ from itrd.extras import require
 from itrd.integrations.lightning import Distillation
 from itrd.integrations.transformers import OBJECTIVE, DistillMixin
 from itrd.methods import Batch, create_objective
+from itrd.models.adapt import Adapted
 
 CLASSES = 4
 IMAGES = torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -50,7 +53,36 @@ def distiller(method: Any = "itrd", **settings: Any) -> itrd.Distiller:
     return itrd.Distiller(student, teacher, method, example=IMAGES[:4], **settings)
 
 
+class Published(Net):
+    """A classifier of the benchmark scripts' calling convention."""
+
+    def forward(self, x: Tensor, is_feat: bool = False, preact: bool = False) -> Any:
+        maps = self.norm(self.conv(x)).relu()
+        embedding = maps.mean((2, 3))
+        logits = self.head(embedding)
+        return ([x, maps, embedding], logits) if is_feat else logits
+
+
 # --- anyone's loop -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("again", [copy.deepcopy, lambda module: pickle.loads(pickle.dumps(module))])
+@pytest.mark.parametrize(
+    ("kind", "method"),
+    [(Net, "kd"), (Net, "itrd"), (Net, "none"), (Published, "itrd"), (Published, "attention")],
+)
+def test_a_copy_trains_its_own_student(again: Any, kind: type[Net], method: str) -> None:
+    teacher = Adapted(kind(6, seed=1), mean=[0.5] * 3, std=[0.25] * 3, net_mean=[0.4] * 3)
+    first = itrd.Distiller(kind(6), teacher, method, example=IMAGES[:4]).train()
+    second = again(first)
+    loss = second(IMAGES, LABELS).loss
+    loss.backward()
+    assert all(p.grad is None for p in first.parameters())
+    assert all(p.grad is not None for p in second.student.parameters())
+    counts = [int(d.student.norm.num_batches_tracked) for d in (first, second)]
+    assert counts == [0, 1]
+    assert torch.equal(loss, first(IMAGES, LABELS).loss)
+    assert second.task.teacher is None or second.task.teacher is not teacher
 
 
 @pytest.mark.parametrize("method", ["kd", "itrd", "0.5*ce + pkt + 2*rkd"])

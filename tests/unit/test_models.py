@@ -47,7 +47,7 @@ SIZES = {
 }
 # The cheapest member of each family.
 FAMILIES = ["resnet8", "resnet8x4", "ResNet50", "wrn_16_1", "vgg8", "MobileNetV2", "ShuffleV1", "ShuffleV2"]
-FIXED_SIZE = ["resnet8", "wrn_16_1", "MobileNetV2", "ShuffleV1", "ShuffleV2"]
+FIXED_SIZE = ["resnet8", "wrn_16_1", "ShuffleV1", "ShuffleV2"]
 
 
 def images(n: int = 2, size: int = 32) -> Tensor:
@@ -337,3 +337,14 @@ def test_depthwise_convolutions_with_a_stride_train_as_ever(
     assert type(layer(x).grad_fn) is type(plain(x).grad_fn)  # fp32 and evaluation go the usual way
     with torch.autocast("cpu", torch.bfloat16):
         assert type(layer.eval()(x).grad_fn) is type(plain(x).grad_fn)
+
+
+@pytest.mark.parametrize("side", [16, 24, 32])
+def test_mobilenetv2_pools_a_last_map_that_fills_its_window_or_does_not(side: int) -> None:
+    net = create_model("MobileNetV2").eval()
+    out = net.observe(torch.randn(2, 3, side, side))
+    last = net.conv2(out.maps[-1])
+    assert last.shape[-1] == (1 if side == 16 else 2)
+    assert torch.allclose(out.embedding, last.mean((2, 3)), atol=1e-6)
+    with pytest.raises(ValueError, match="at most 2x2, but it is 3x3"):
+        net(torch.zeros(2, 3, 40, 40))

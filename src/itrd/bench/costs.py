@@ -4,7 +4,8 @@ Measured: the images that the cell has to see, a method's first stage included, 
 per second of the records of the same student, teacher, method and precision on this hardware. Estimated: multiply-adds,
 three times the student's (forward, and twice backward) and once the teacher's, divided by a rate. The rate is the one
 that this hardware's records in the cell's precision show; without any, in other precisions; without any at all, a rule
-of thumb for its kind.
+of thumb for its kind. Unknown: the images are of no dataset of ``itrd datasets``, so that their number and size show
+only when they are read.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from torch import nn
 from itrd.bench.cells import Cell, config_of
 from itrd.bench.record import Run
 from itrd.bench.tracks import Track
-from itrd.data import describe_dataset
+from itrd.data import describe_dataset, list_datasets
 from itrd.engine.config import DistillConfig, RunConfig
 from itrd.engine.device import resolve_device
 from itrd.engine.provenance import hardware
@@ -38,12 +39,12 @@ class Cost:
     """What a cell costs.
 
     Attributes:
-        seconds: of training, evaluations not included.
-        basis: ``measured`` on this hardware, or ``estimate``.
+        seconds: of training, evaluations not included; 0 where unknown.
+        basis: ``measured`` on this hardware, ``estimate`` or ``unknown``.
     """
 
     seconds: float
-    basis: Literal["measured", "estimate"]
+    basis: Literal["measured", "estimate", "unknown"]
 
 
 class Costs:
@@ -75,6 +76,8 @@ class Costs:
         """The cost of one cell."""
         config = config_of(self._track, cell)
         assert config.data is not None
+        if config.data not in list_datasets():
+            return Cost(0.0, "unknown")
         epochs = config.epochs + _first_stage_epochs(config)
         images = epochs * (config.train_subset or describe_dataset(config.data).train_size)
         known = self._measured.get(_key(cell, config.precision))

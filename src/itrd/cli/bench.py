@@ -51,18 +51,20 @@ def plan(
     listed = [(number, line) for number, line in enumerate(lines, 1) if all or line.state != "done"]
     for number, line in listed[: rows or None]:
         top1 = "" if line.top1 is None else f"{line.top1:.2f}%"
-        cost = duration(line.cost.seconds)
+        cost = "" if line.cost.basis == "unknown" else duration(line.cost.seconds)
         table.add_row(str(number), line.cell.name, line.state, cost, line.cost.basis, top1)
     show_table(table)
     if 0 < rows < len(listed):
         print(f"and {len(listed) - rows:,} more; --rows 0 lists all, --pairs, --methods and --seeds choose")
     done = sum(line.state == "done" for line in lines)
     left = sum(line.cost.seconds for line in lines if line.state != "done")
-    rough = any(line.cost.basis == "estimate" for line in lines if line.state != "done")
-    print(
-        f"{counted(len(lines), 'cell')} of track {chosen.name}, {done} done; the others cost about {duration(left)} "
-        f"on this machine, one at a time{', partly estimated' if rough else ''}"
-    )
+    bases = {line.cost.basis for line in lines if line.state != "done"}
+    if "unknown" in bases:
+        told = "what the others cost is not known before their images are read"
+    else:
+        rough = ", partly estimated" if "estimate" in bases else ""
+        told = f"the others cost about {duration(left)} on this machine, one at a time{rough}"
+    print(f"{counted(len(lines), 'cell')} of track {chosen.name}, {done} done; {told}")
 
 
 def run(

@@ -357,7 +357,16 @@ def describe_dataset(name: str) -> DatasetInfo:
 
 
 def load_dataset(name: str, root: str | os.PathLike[str] = "data", *, download: bool = False) -> ImageDataset:
-    """Read a dataset from the folder ``root``; with ``download``, fetch it first where it is missing.
+    """Read a dataset from the folder ``root``.
+
+    Args:
+        name: one of :func:`list_datasets`.
+        root: folder that holds the datasets; ``digits`` comes with scikit-learn and needs none.
+        download: fetch it first where it is missing.
+
+    Returns:
+        Training and test images, uint8 (N, 3, H, W), with labels, int64 (N,), and what their normalisation and
+        augmentation are.
 
     Raises:
         UnknownNameError: there is no such dataset.

@@ -76,10 +76,35 @@ def _halves(source: Any, test_split: str | None) -> tuple[Any, Any]:
     if hasattr(source, "train_dataloader"):
         source.prepare_data()
         source.setup("fit")
-        return source.train_dataloader(), source.val_dataloader()
+        return _one_loader(source.train_dataloader(), "train"), _one_loader(_validation(source), "val")
     if not isinstance(source, Iterable) and not hasattr(source, "__getitem__") and hasattr(source, "train"):
         return source.train, next((getattr(source, name) for name in names if hasattr(source, name)), None)
     return source, None
+
+
+def _validation(module: Any) -> Any:
+    """Return what a LightningDataModule validates on; None where it does not say."""
+    if not hasattr(module, "val_dataloader"):
+        return None
+    try:
+        return module.val_dataloader()
+    except Exception as error:
+        # Lightning's base class has the function, which raises an error of Lightning's own.
+        if type(error).__name__ != "MisconfigurationException":
+            raise
+        return None
+
+
+def _one_loader(loaders: Any, role: str) -> Any:
+    """Return the only one of a list of DataLoaders, or what is given; None for an empty list."""
+    if not isinstance(loaders, (list, tuple)):
+        return loaders
+    if len(loaders) > 1:
+        raise DataError(
+            f"{role}_dataloader() of the LightningDataModule gives {len(loaders)} loaders, and a run takes one; return "
+            "the one that counts, or give a pair (train, test) of datasets"
+        )
+    return loaders[0] if loaders else None
 
 
 def _is_hf(data: Any) -> bool:

@@ -47,7 +47,9 @@ _DISTILL = (
 )
 # Shortest forms of RepDistiller's flags that ITRD's script does not know: -a, --feat_dim, --nce_..., --hint_layer.
 # (--alpha and --mode are abbreviations of --alpha_it and --model_s there.)
-_ONLY_REPDISTILLER = ("--f", "--nc", "--hi")
+_ONLY_REPDISTILLER = ("-a", "--f", "--nc", "--hi")
+# Shortest forms of ITRD's flags that RepDistiller's script does not know.
+_ONLY_ITRD = ("--la", "--alpha_", "--path_s")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -66,16 +68,50 @@ def wants_repdistiller(argv: Sequence[str]) -> bool:
     """Tell whose train_student.py a command line was written for.
 
     With ``--distill``: ITRD's if its value is ``itrd``, else RepDistiller's. Without: RepDistiller's if there
-    is a flag that ITRD's script does not know, not even as an abbreviation, else ITRD's.
+    is a flag that ITRD's script does not know, not even as an abbreviation. A line that fits both, see
+    :func:`fits_both`, is RepDistiller's if its ``--beta`` is 0 or missing: ITRD's method would have no weight.
+    Anything else is ITRD's.
     """
-    only_repdistiller = False
+    method = _distill_value(argv)
+    if method is not None:
+        return method != "itrd"
+    return _knows(argv, _ONLY_REPDISTILLER) or (fits_both(argv) and not _beta(argv))
+
+
+def fits_both(argv: Sequence[str]) -> bool:
+    """Tell whether both train_student.py could be meant, and read the command line differently.
+
+    ``--alpha`` is the weight of KD in RepDistiller's, whose default method is KD, and the exponent in ITRD's, where
+    it is an abbreviation of ``--alpha_it``. Every other flag that tells the two apart settles it.
+    """
+    names = [word.partition("=")[0] for word in argv]
+    told = _distill_value(argv) is not None or _knows(argv, (*_ONLY_REPDISTILLER, *_ONLY_ITRD))
+    return not told and any(len(name) >= len("--a") and "--alpha".startswith(name) for name in names)
+
+
+def _distill_value(argv: Sequence[str]) -> str | None:
+    """Return what follows --distill, which may be abbreviated; None where it is not given."""
     for word, following in itertools.zip_longest(argv, argv[1:], fillvalue=""):
         name, equals, value = word.partition("=")
         if len(name) >= len("--di") and "--distill".startswith(name):
-            return (value if equals else following) != "itrd"
-        short = word.startswith("-a")
-        only_repdistiller |= short or name.startswith(_ONLY_REPDISTILLER)
-    return only_repdistiller
+            return value if equals else following
+    return None
+
+
+def _knows(argv: Sequence[str], flags: tuple[str, ...]) -> bool:
+    """Whether one of the flags is there; they are given by their shortest forms."""
+    return any(word.startswith(flags) for word in argv)
+
+
+def _beta(argv: Sequence[str]) -> float:
+    """Return the value of -b or --beta, before anything else is parsed; 0 where it is missing."""
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("-b", "--beta", nargs="?")
+    given = parser.parse_known_args(argv)[0].beta
+    try:
+        return float(given or 0)
+    except ValueError:
+        return 1.0  # no number: the script's own parser says so
 
 
 def itrd_options(argv: Sequence[str]) -> argparse.Namespace:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from itrd.dropin.options import STUDENT_SCRIPT, student_options
+from itrd.dropin.options import STUDENT_SCRIPT, fits_both, student_options
 from itrd.errors import CheckpointError, UserError
 
 # Names of our methods' settings -> the original options that set them.
@@ -25,10 +25,11 @@ _SETTINGS: dict[str, dict[str, str]] = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the script; returns the exit status."""
-    opt = student_options(sys.argv[1:] if argv is None else argv)
+    words = sys.argv[1:] if argv is None else argv
+    opt = student_options(words)
     from itrd.dropin.script import guarded
 
-    return guarded(STUDENT_SCRIPT, lambda: _distill(opt))
+    return guarded(STUDENT_SCRIPT, lambda: _distill(opt, fits_both(words)))
 
 
 def objective(opt: argparse.Namespace) -> str:
@@ -58,7 +59,18 @@ def objective(opt: argparse.Namespace) -> str:
     return " + ".join(terms)
 
 
-def _distill(opt: argparse.Namespace) -> None:
+def reading(opt: argparse.Namespace) -> str:
+    """Say in one line whose flags a command line that fits both scripts is taken for, and what is trained."""
+    read, flag, other = ("ITRD's", "the exponent of its correlation term", "--distill kd")
+    if hasattr(opt, "distill"):
+        read, flag, other = ("RepDistiller's", "the weight of KD", "--alpha_it")
+    return (
+        f"note: this command line is read as {read}, --alpha as {flag}; the loss is {objective(opt)} "
+        f"(write {other} if the other script is meant)"
+    )
+
+
+def _distill(opt: argparse.Namespace, ambiguous: bool) -> None:
     from itrd.dropin.files import OriginalFiles
     from itrd.dropin.script import carry_out, common_settings
     from itrd.engine.config import DistillConfig
@@ -98,6 +110,8 @@ def _distill(opt: argparse.Namespace) -> None:
     files = OriginalFiles(opt, opt.model_s, terms=weighted, text_log=is_itrd)
 
     def started(trainer: Trainer) -> None:
+        if ambiguous:
+            print(reading(opt))
         if is_itrd:
             files.copy_sources(ITRD)
             if opt.path_s is not None:

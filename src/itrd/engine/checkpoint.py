@@ -22,7 +22,7 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
 from itrd.engine.pth import load_pth
-from itrd.errors import CheckpointError
+from itrd.errors import CheckpointError, UserError
 from itrd.files import PARTIAL, link, read_limited, sync_folder, write_atomically
 
 MAX_BYTES = 1 << 33  # of any checkpoint; the largest of a benchmark run has 0.3 GB
@@ -37,6 +37,22 @@ _HEADER = len(_MAGIC) + 64 + 1
 def save_weights(path: Path, net: nn.Module, metadata: Mapping[str, str]) -> None:
     """Write a network's state dict as safetensors, with string metadata."""
     write_atomically(path, canonical_safetensors(net.state_dict(), metadata))
+
+
+def check_writable(role: str, net: nn.Module) -> None:
+    """Refuse a network whose state holds something else than tensors, which no file of weights could hold.
+
+    Raises:
+        UserError: names the module.
+    """
+    for key, value in net.state_dict().items():
+        if not isinstance(value, Tensor):
+            path = key.rpartition(".")[0]
+            kind = type(net.get_submodule(path)).__name__
+            raise UserError(
+                f"the {role} {type(net).__name__} cannot be saved: the extra state of {path or 'its outermost module'} "
+                f"({kind}) is {type(value).__name__}, no tensor; return a tensor from get_extra_state()"
+            )
 
 
 def canonical_safetensors(state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
@@ -75,7 +91,8 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read a state dict and its metadata from a ``.safetensors`` or ``.pth`` file.
 
     Of a ``.pth`` file the entries ``model``, ``net`` or ``state_dict`` are understood, and a plain state dict.
-    A ``backbone.`` prefix is dropped together with ``auxiliary`` entries.
+    The prefixes ``module.`` (of parallel training) and ``backbone.`` are dropped. So are ``auxiliary`` entries, where
+    the weights are under ``net`` or have the prefix ``backbone.``, or where the others are a whole benchmark network.
 
     Raises:
         CheckpointError: missing, damaged, or asking for code to be executed.
@@ -170,19 +187,27 @@ def _metadata(header: bytes) -> dict[str, str]:
 
 
 def _state_dict(loaded: Any, path: Path) -> dict[str, Tensor]:
-    for key in ("model", "net", "state_dict"):
-        if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
-            loaded = loaded[key]
-            break
+    entry = next((key for key in ("model", "net", "state_dict") if _is_mapping_in(loaded, key)), None)
+    if entry is not None:
+        loaded = loaded[entry]
     if not isinstance(loaded, Mapping):
         raise CheckpointError(f"{path} holds no weights (expected an entry 'model' or a state dict)")
     state = {str(key): value for key, value in loaded.items() if isinstance(value, Tensor)}
-    if any(key.startswith("backbone.") for key in state):
-        state = {k.removeprefix("backbone."): v for k, v in state.items() if not k.startswith("auxiliary")}
+    # The outer wrapper's prefix comes first: module.backbone.conv1.weight.
     state = {key.removeprefix("module."): value for key, value in state.items()}
+    wrapped = entry == "net" or any(key.startswith("backbone.") for key in state)
+    state = {key.removeprefix("backbone."): value for key, value in state.items()}
+    without = {key: value for key, value in state.items() if not key.startswith("auxiliary")}
+    # Elsewhere they may belong to a network of the user's.
+    if wrapped or (len(without) < len(state) and fitting_architectures(without)):
+        state = without
     if not state:
         raise CheckpointError(f"{path} holds no weights (expected an entry 'model' or a state dict)")
     return state
+
+
+def _is_mapping_in(loaded: Any, key: str) -> bool:
+    return isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping)
 
 
 # --- full state of a run ---------------------------------------------------------------------------------

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from itrd.errors import UserError
+
 
 class Meter:
     """Sample-weighted means of named scalars, accumulated in place without reading the device.
@@ -39,10 +41,13 @@ class Meter:
         """Add batch means of n samples each, which the caller counts.
 
         If ``taken`` is given and False, the step is summed up as skipped.
+
+        Raises:
+            UserError: the names are not those of the first step.
         """
         self._prepare(list(values), next(iter(values.values())).device, taken is not None)
         assert self._sums is not None
-        weighted = stacked(list(values.values())) * n
+        weighted = stacked([values[name] for name in self._names]) * n
         if taken is not None:
             assert self._skipped is not None
             weighted = torch.where(taken, weighted, 0.0)
@@ -54,8 +59,13 @@ class Meter:
         if self._sums is None:
             self._names = names
             self._sums = torch.zeros(len(names), dtype=torch.float64, device=device)
-        elif names != self._names:
-            raise ValueError(f"terms {names} after terms {self._names}")
+        elif set(names) != set(self._names):
+            new = [f"{name!r} is new" for name in names if name not in self._names]
+            gone = [f"{name!r} is missing" for name in self._names if name not in names]
+            raise UserError(
+                f"the terms of a loss must be the same in every step, and {', '.join([*new, *gone])}; let the method "
+                "return every term in every step, with a zero where there is nothing to add"
+            )
         if skips and self._skipped is None:
             self._skipped = torch.zeros(2, dtype=torch.int64, device=device)
 

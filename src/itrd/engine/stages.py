@@ -8,6 +8,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
+from itrd.engine.checkpoint import check_writable
 from itrd.engine.config import RunConfig
 from itrd.engine.rates import rate_of
 from itrd.engine.task import DistillTask, StepOutput
@@ -39,7 +40,12 @@ class Stage:
 
 
 def stages_of(task: DistillTask, config: RunConfig) -> list[Stage]:
-    """List the stages of a task whose objective is set up."""
+    """List the stages of a task whose objective is set up.
+
+    Raises:
+        UserError: the student's weights could not be written afterwards.
+    """
+    check_writable("student", task.student)
     first = [_first(task, method, stage, config) for method, stage in task.objective.first_stages()]
     return [*first, _main(task, config)]
 
@@ -52,7 +58,7 @@ def _first(task: DistillTask, method: Method, stage: FirstStage, config: RunConf
         stage.epochs,
         lambda epoch: rate,
         lambda: task.first_stage_mode(stage),
-        task.observe,
+        partial(task.observe, first_stage=True),
         partial(task.first_stage_loss, method),
     )
 

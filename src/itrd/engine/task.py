@@ -70,7 +70,8 @@ class DistillTask(nn.Module):
         self._compiled_objective: (
             Compiled[[Outputs, Outputs | None, Batch], tuple[Tensor, dict[str, Tensor]]] | None
         ) = None
-        self._student_preact, self._teacher_preact = objective.preact(track)
+        # By stage: a first one, the main one.
+        self._preact = {first: objective.preact(track, first_stage=first) for first in (True, False)}
         self._observe_student = observer(student) if objective.reads else self._logits_alone
         self._observe_teacher = observer(teacher) if teacher is not None else None
         self._fold_teacher = fold_teacher
@@ -164,11 +165,13 @@ class DistillTask(nn.Module):
         """
         return self.loss(*self.observe(images, teacher), batch)
 
-    def observe(self, images: Tensor, teacher: Outputs | None = None) -> tuple[Outputs, Outputs | None]:
+    def observe(
+        self, images: Tensor, teacher: Outputs | None = None, *, first_stage: bool = False
+    ) -> tuple[Outputs, Outputs | None]:
         """Run the student on images (B, C, H, W), and the teacher unless its outputs are given or not needed."""
         if teacher is None:
-            teacher = self._teacher_outputs(images)
-        return self._student_outputs(images), teacher
+            teacher = self._teacher_outputs(images, first_stage)
+        return self._student_outputs(images, first_stage), teacher
 
     def loss(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> StepOutput:
         """Compute the loss from the networks' outputs."""
@@ -206,24 +209,26 @@ class DistillTask(nn.Module):
     def _logits_alone(self, images: Tensor, preact: bool) -> Outputs:
         return Outputs(logits_of(self.student(images)))
 
-    def _student_outputs(self, images: Tensor) -> Outputs:
+    def _student_outputs(self, images: Tensor, first_stage: bool = False) -> Outputs:
+        preact, _ = self._preact[first_stage]
         with record_function("itrd.student"):
             kind = (len(images), self.student.training)
             if kind in self._ran:
-                return self._observe_student(images, self._student_preact)
+                return self._observe_student(images, preact)
             # It was looked at in eval mode alone: another look in train mode would move its statistics.
             shape, mode = "x".join(map(str, images.shape)), "train" if self.student.training else "eval"
             advice = "it must give logits in train mode as in eval mode: mend that, or give larger images or batches"
             with failing("student", self.student, f"fails in {mode} mode on a batch of {shape}", advice):
-                outputs = self._observe_student(images, self._student_preact)
+                outputs = self._observe_student(images, preact)
             self._ran.add(kind)
             return outputs
 
-    def _teacher_outputs(self, images: Tensor) -> Outputs | None:
+    def _teacher_outputs(self, images: Tensor, first_stage: bool = False) -> Outputs | None:
         if self._observe_teacher is None or not self.objective.reads:
             return None
+        _, preact = self._preact[first_stage]
         with torch.no_grad(), record_function("itrd.teacher"):
-            return (self._compiled_teacher or self._observe_teacher)(images, self._teacher_preact)
+            return (self._compiled_teacher or self._observe_teacher)(images, preact)
 
 
 def _check_separate(student: nn.Module, teacher: nn.Module) -> None:

@@ -12,7 +12,6 @@ One folder holds one network for images of one size, in any of these formats.
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -23,7 +22,7 @@ import torch
 from torch import nn
 
 from itrd.data import describe_dataset, list_datasets, load_dataset
-from itrd.engine.checkpoint import save_weights
+from itrd.engine.checkpoint import save_weights, sha256_of_weights
 from itrd.engine.networks import TrainedNetwork, load_network
 from itrd.errors import DataError, RunFolderError, UserError
 from itrd.export.card import model_card
@@ -115,7 +114,8 @@ def export_model(
         raise UserError(f"which must be one of {', '.join(WEIGHTS)}, got {which!r}")
     folder = Path(out)
     known = (record or {}).get("data", {})
-    mean, std = mean or known.get("mean"), std or known.get("std")
+    mean = known.get("mean") if mean is None else [float(x) for x in mean]
+    std = known.get("std") if std is None else [float(x) for x in std]
     if normalise and (mean is None or std is None):
         raise UserError("cannot normalise inside the program without mean and std; give both")
     inside = (mean, std) if normalise and mean is not None and std is not None else None
@@ -132,7 +132,7 @@ def export_model(
         "image_shape": list(image_shape),
         "mean": None if mean is None else list(mean),
         "std": None if std is None else list(std),
-        "weights_sha256": _weights_sha256(classifier.net),
+        "weights_sha256": sha256_of_weights(classifier.net),
         "licence": licence,
         "record": None if record is None else published(record, which),
     }
@@ -256,15 +256,6 @@ def _normalisation(
             raise
         return None, None
     return dataset.mean, dataset.std
-
-
-def _weights_sha256(net: nn.Module) -> str:
-    """Checksum of names and values of a network's tensors."""
-    digest = hashlib.sha256()
-    for name, tensor in net.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _files_held(folder: Path, about: Mapping[str, Any]) -> dict[str, Any]:

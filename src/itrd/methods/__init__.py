@@ -107,8 +107,18 @@ def create_method(name: str, **settings: Any) -> Method:
 def create_objective(method: str | Method | Objective, ce_weight: float | None = None) -> Objective:
     """Turn ``"kd"``, ``"kd + itrd"``, ``"0.1*ce + 0.9*kd(T=4)"`` or a method into the student's loss.
 
-    See :mod:`itrd.methods.expression` for the notation and :class:`itrd.methods.objective.Objective`
-    for the rules of weights.
+    Args:
+        method: a sum in the notation of :mod:`itrd.methods.expression`, a method, or an objective.
+        ce_weight: weight of the cross-entropy; None for the rules of :class:`itrd.methods.objective.Objective`.
+
+    Returns:
+        The loss; call :meth:`~itrd.methods.objective.Objective.setup` before using it. A given method becomes a part of
+        it, not a copy; a given objective is returned itself where ``ce_weight`` is None.
+
+    Raises:
+        UserError: it is of another type, the notation is not understood, a method refuses a setting, a weight is no
+            number, or the cross-entropy has two weights.
+        UnknownNameError: no such method.
     """
     from itrd.methods.objective import Objective
 

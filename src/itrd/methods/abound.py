@@ -34,7 +34,8 @@ class AB(Method):
         * the wide ResNets' last batch norm, whose output is their last map, and the last 1x1 convolution of
           MobileNetV2 and ShuffleV2 are not trained in the first stage;
         * ``preact=True`` stays switched on in the second stage, where no map is read. A wide ResNet then
-          updates three batch norms twice per step, which changes its evaluated accuracy;
+          updates three batch norms twice per step, which changes its evaluated accuracy. The reference track does
+          the same, the clean track does not (``track`` of a run);
         * networks with unequal numbers of maps are refused.
 
     Numerically the sum is taken over entries divided by sqrt(1000 B / 3) before squaring, so that large
@@ -49,6 +50,7 @@ class AB(Method):
     paper = "Heo, Lee, Yun, Choi, AAAI 2019, arXiv 1811.03233"
     formula = "first stage: L = sum_i 2^(i-n+1) 3/(1000 B) sum (s + m)^2 [s > -m, t <= 0] + (s - m)^2 [s <= m, t > 0]"
     reads = frozenset({"maps"})
+    main_stage = False
     relates_samples = False
     student_preact = True
     teacher_preact = True

@@ -24,7 +24,8 @@ class Attention(Method):
     Where the published benchmark code, which this follows, differs from the paper:
         * the paper takes the norm of the difference, with weight beta / 2; the code takes the mean of
           squares, so a map of H x W positions counts 1 / (H W);
-        * mean instead of sum over channels, which the normalisation cancels.
+        * mean instead of sum over channels, which the normalisation cancels;
+        * a wide ResNet's maps are raw sums, before the next block's batch norm and activation.
 
     Degenerate input: a map that is zero (||v|| < 1e-12) has attention 0 with zero gradient.
     """

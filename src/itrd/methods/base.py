@@ -84,6 +84,7 @@ class Method(nn.Module):
         ce_weight: published weight of the cross-entropy beside it.
         student_preact, teacher_preact: whether the published code calls the network with ``preact=True``,
             which gives maps before their activation.
+        main_stage: whether it has terms in the student's own training; without, it acts in its first stage alone.
         relates_samples: whether its loss is more than a mean over samples of something that each has by itself. Where
             a batch is divided among processes, such a method gets the outputs of all of them.
         per_sample: whether it keeps something for every training sample, and so reads ``Batch.indices`` and
@@ -103,6 +104,7 @@ class Method(nn.Module):
 
     student_preact: ClassVar[bool] = False
     teacher_preact: ClassVar[bool] = False
+    main_stage: ClassVar[bool] = True
     relates_samples: bool = True  # the safe answer; an instance may narrow it
     per_sample: bool = False
     needs_labels: bool = False

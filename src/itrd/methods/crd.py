@@ -41,8 +41,11 @@ class CRD(Method):
     Where this differs from the published code: the memories, Z and all else are in checkpoints (the code loses
     them); an embedding of norm below 1e-12 counts as zero, with zero gradient (there: division by zero);
     logarithms are taken without forming o, see :func:`~itrd.methods.contrast.contrast_loss`; negatives are
-    drawn on the device from the epoch's seed, from the same distribution. A sample that occurs twice in a
-    batch leaves one of its two embeddings in the memory, in no defined order, as in the code.
+    drawn on the device from the epoch's seed, from the same distribution (there: from NumPy's global generator
+    inside the loader's workers, which with PyTorch before 1.9 share one stream and repeat it in every epoch). Its
+    alias-method sampler, which does not exclude the own class, is left out: its own driver never uses it. A
+    sample that occurs twice in a batch leaves one of its two embeddings in the memory, in no defined order, as
+    in the code.
 
     Args:
         feat_dim: d.

@@ -30,6 +30,7 @@ class FT(Method):
         * the paper normalises the whole factor; here its squares are first averaged over the channels, as in
           AT, so only the places of the activation are compared;
         * mean of absolute differences instead of the p-norm of the difference; weight 200;
+        * a wide ResNet's last map is a raw sum, before batch norm and activation;
         * the first stage runs at learning rate 0.01 if the student is a resnet* or a wrn*, and at the run's
           initial rate for all others (also for ResNet50).
 

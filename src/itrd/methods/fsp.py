@@ -43,6 +43,7 @@ class FSP(Method):
     paper = "Yim, Joo, Bae, Kim, CVPR 2017"
     formula = "first stage: L = sum_i mean (G_s,i - G_t,i)^2, G_i = mean_hw F_i+1 F_i^T"
     reads = frozenset({"stem", "maps"})
+    main_stage = False
     relates_samples = False
     weight = 50.0
 

@@ -39,6 +39,7 @@ class ITRD(Method):
         * both networks are called with ``preact=True``. No map is read, but a wide ResNet then updates
           three batch norms twice per step, which changes its evaluated accuracy. The reference track does
           the same, the clean track does not (``track`` of a run);
+        * the published code lists the linear map twice for its optimiser, which has it once; so it does here;
         * defaults of the published code are 2.0 / 0.05 / 1.5 (lambda_corr, lambda_mutual, alpha), its
           published commands 2.0 / 1.0 / 1.01 for pairs of the same architecture and 2.0 / 1.0 / 1.5 for
           the others. The defaults here are those of the same-architecture commands.

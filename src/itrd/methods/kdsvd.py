@@ -29,6 +29,8 @@ class KDSVD(Method):
         * there the signs of the teacher's vectors, and with them the value, are whatever the SVD routine
           gives. Here each teacher vector has the sign that makes the sum of its entries positive, so the
           value is reproducible and consecutive maps agree (after a ReLU the first vector has one sign);
+        * there H is taken for both sizes of a map; here they are H and W;
+        * mdistiller flattens a map to matrices (C H, W) instead, which gives another value;
         * the gradient of a right vector, dv_i = sum_j v_j v_j^T d(X^T X) v_i / (s_i^2 - s_j^2), leaves out
           differences s_i^2 - s_j^2 within rounding (8 machine epsilons of the largest s^2), where it is not
           defined and the published code divides by zero. Non-finite entries count 0 there.

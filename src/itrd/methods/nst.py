@@ -26,8 +26,9 @@ class NST(Method):
     positions' second moments P = (1/C) sum_c u_c u_c^T (H W x H W), for which L = ||P_s - P_t||_F^2, the
     same number. The published code materialises a tensor (B, C, C', H W).
 
-    Deviation of the published benchmark code from the paper: none of substance; polynomial kernel of degree
-    2 with offset 0, the paper's best variant.
+    Deviation of the published benchmark code, which this follows, from the paper: a wide ResNet's maps are raw sums,
+    before the next block's batch norm and activation. Otherwise none of substance; polynomial kernel of degree 2
+    with offset 0, the paper's best variant.
 
     Degenerate input: a channel that is zero (norm below 1e-12) is u = 0 with zero gradient.
     """

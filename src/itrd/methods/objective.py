@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +29,7 @@ class Objective(nn.Module):
         ce_weight: weight of the cross-entropy.
 
     Raises:
-        UserError: something is no method, or does not say its name or what it reads.
+        UserError: something is no method, or does not say its name or what it reads, or a weight is no number.
 
     Attributes:
         label_smoothing: part of a label's probability that the cross-entropy spreads evenly over all classes.
@@ -38,10 +40,10 @@ class Objective(nn.Module):
         super().__init__()
         for _, method in methods:
             _check_declared(method)
-        self.ce_weight = ce_weight
+        self.ce_weight = _number(ce_weight, "the weight of the cross-entropy")
         self.label_smoothing = 0.0
         self.labelled = True
-        self.weights = [weight for weight, _ in methods]
+        self.weights = [_number(weight, f"the weight of {method.name}") for weight, method in methods]
         self.methods = nn.ModuleList([method for _, method in methods])
 
     @classmethod
@@ -119,12 +121,17 @@ class Objective(nn.Module):
                 "method that can, with --ce_weight 0 (kd, itrd, rkd, similarity, ...), or give labelled images"
             )
 
-    def preact(self, track: str) -> tuple[bool, bool]:
+    def preact(self, track: str, *, first_stage: bool = False) -> tuple[bool, bool]:
         """Whether student and teacher are to be called with ``preact=True``.
 
         Methods that read maps decide: before or after the activation, as each was published. Where none does, the
         reference track makes the call that the published code makes, for its side effect on wide ResNets' batch
-        norms; the clean track does not.
+        norms; the clean track does not. Nor does it in the main stage of a method that reads maps in its first stage
+        alone (AB).
+
+        Args:
+            track: ``reference`` or ``clean``.
+            first_stage: of a method's first stage, instead of the main one.
 
         Raises:
             UserError: one method reads maps before the activation and another after it.
@@ -138,6 +145,8 @@ class Objective(nn.Module):
                     f"{before[0]} reads the {side[:7]}'s maps before their activation and {after[0]} after it, so they "
                     "cannot be summed; leave one of them out"
                 )
+        if track != "reference" and not first_stage:
+            readers = [m for m in readers if m.main_stage]
         asking = readers or [m for m in self._methods() if track == "reference"]
         return any(m.student_preact for m in asking), any(m.teacher_preact for m in asking)
 
@@ -166,8 +175,19 @@ class Objective(nn.Module):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Compute the loss and its unweighted terms.
 
+        Args:
+            student: its outputs on the batch: logits (B, K), and what the methods read, such as embedding (B, D_s)
+                and maps (B, C_i, H_i, W_i).
+            teacher: the same of the teacher, of the same images in the same order; it may have other widths and
+                sizes. None where no method reads anything.
+            batch: labels and indices of the samples, (B,) int64 each.
+
         Returns:
             The scalar loss, and ``{"ce": ..., "<method>[.<term>]": ...}`` detached, unweighted.
+
+        Raises:
+            UserError: an output that a method reads is missing, the method was not set up, or its first terms are
+                nothing to be trained with.
         """
         shown = {}
         if self.labelled:
@@ -190,7 +210,11 @@ class Objective(nn.Module):
         return total, shown
 
     def describe(self) -> str:
-        """Write the loss out in the notation that :func:`itrd.methods.create_objective` reads."""
+        """Write the loss out in the notation of :mod:`itrd.methods.expression`.
+
+        :func:`itrd.methods.create_objective` reads it again if all weights are finite and none is negative, and all
+        methods are the library's.
+        """
         parts = [f"{_shortest(self.ce_weight)}*ce"]
         for weight, method in zip(self.weights, self._methods(), strict=True):
             if method.reads:
@@ -216,6 +240,13 @@ def _check_declared(method: Method) -> None:
             f"method {method.name!r} has reads = {method.reads!r}; it must be a set of "
             f"{', '.join(map(repr, Outputs._fields))}, as in frozenset({{'logits'}})"
         )
+
+
+def _number(weight: Any, what: str) -> float:
+    """Return a weight as Python's own number, which is written without the name of a type."""
+    if isinstance(weight, bool) or not isinstance(weight, numbers.Real):
+        raise UserError(f"{what} must be a number, not {type(weight).__name__} {weight!r}")
+    return float(weight)
 
 
 def _shortest(weight: float) -> str:

@@ -19,7 +19,8 @@ class Similarity(Method):
     The two D may differ.
 
     Deviation of the published benchmark code, which this follows, from the paper: the paper sums over
-    several layers, the code uses the last map only.
+    several layers, the code uses the last map only, which of a wide ResNet is a raw sum, before batch norm and
+    activation.
 
     Degenerate input: a row of G of length below 1e-12 (a zero sample) becomes zero with zero gradient.
     """

@@ -26,7 +26,8 @@ class VID(Method):
     than the other, its deepest ones are left over, as in the published code.
 
     Where the published benchmark code, which this follows, differs from the paper: mean instead of sum over
-    elements, and the constant log(2 pi) / 2 is dropped. Another public code base keeps a in a plain list, so
+    elements, and the constant log(2 pi) / 2 is dropped. A wide ResNet's maps are raw sums, before the next block's
+    batch norm and activation. Another public code base keeps a in a plain list, so
     it is never trained; here it is a parameter, with the run's weight decay.
 
     Numerical safety: log(1 + exp(a)) overflows in float32 for a > 88; here it is the same function computed
@@ -56,7 +57,8 @@ class VID(Method):
 
     def setup(self, setup: Setup) -> None:
         """Build a regressor and a vector of log-scales for every pair of maps."""
-        a = math.log(math.exp(self.init_pred_var - self.eps) - 1)
+        at_first = self.init_pred_var - self.eps
+        a = at_first + math.log(-math.expm1(-at_first))  # log(exp(x) - 1), which overflows for x > 709
         pairs = zip(setup.student.maps, setup.teacher.maps, strict=False)
         self.gaussians = nn.ModuleList(_Gaussian(f_s.shape[1], f_t.shape[1], a) for f_s, f_t in pairs)
 

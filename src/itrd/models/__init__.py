@@ -72,6 +72,15 @@ def list_models() -> list[str]:
 def create_model(name: str, num_classes: int = 100) -> FeatureNet:
     """Build a network with fresh weights from the global torch generator.
 
+    Args:
+        name: one of :func:`list_models`.
+        num_classes: K, the number of logits.
+
+    Returns:
+        The network, in train mode, on torch's default device. ``net(images)`` maps normalised images (B, 3, 32, 32) to
+        logits (B, K); ``net(images, is_feat=True)`` returns its features, too, and ``net.observe(images)`` names
+        them, see :class:`itrd.models.base.Outputs`.
+
     Raises:
         UnknownNameError: no network has this name; the message suggests the closest one.
         UserError: ``num_classes`` is below 1.

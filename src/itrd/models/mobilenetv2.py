@@ -5,9 +5,10 @@ Sandler, Howard, Zhu, Zhmoginov, Chen: MobileNetV2: inverted residuals and linea
 
 from __future__ import annotations
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from itrd.models._common import batch_norms, conv, init_fan_out, init_small_classifier, pool_window
+from itrd.models._common import batch_norms, conv, init_fan_out, init_small_classifier
 from itrd.models.base import FeatureNet
 
 # Expansion, channels (the paper's, times 0.5), units, stride of the first unit.
@@ -56,7 +57,7 @@ class MobileNetV2(FeatureNet):
     """MobileNetV2, expansion 6, width 0.5.
 
     Shapes for 32x32 images: stem (B, 16, 16, 16); maps (B, 12, 16, 16), (B, 16, 8, 8), (B, 48, 4, 4),
-    (B, 160, 2, 2); embedding (B, 1280).
+    (B, 160, 2, 2); embedding (B, 1280). Smaller images work too, larger ones do not.
     """
 
     def __init__(self, num_classes: int) -> None:
@@ -87,7 +88,7 @@ class MobileNetV2(FeatureNet):
             x = block(x)
             if stage in _MAPS:
                 maps.append(x)
-        return stem, tuple(maps), pool_window(self.conv2(x), 2)
+        return stem, tuple(maps), _pool(self.conv2(x))
 
     def classify(self, embedding: Tensor) -> Tensor:
         """Map embeddings (B, 1280) to logits (B, K)."""
@@ -100,6 +101,17 @@ class MobileNetV2(FeatureNet):
     def get_bn_before_relu(self) -> list[nn.BatchNorm2d]:
         """Return the batch norms that make the maps (no ReLU follows them)."""
         return batch_norms(self, (f"blocks.{stage}.{_STAGES[stage][2] - 1}.conv.7" for stage in _MAPS))
+
+
+def _pool(x: Tensor) -> Tensor:
+    """Average the windows of 2x2 of maps (B, C, H, W), incomplete ones included, to (B, C); one must hold the map."""
+    pooled = F.avg_pool2d(x, 2, ceil_mode=True)
+    if pooled.shape[-2:] != (1, 1):
+        raise ValueError(
+            "this network takes images of at most 32x32: its last map must be at most 2x2, but it is "
+            f"{x.shape[-2]}x{x.shape[-1]}"
+        )
+    return pooled.flatten(1)
 
 
 def _conv_bn_relu(convolution: nn.Conv2d) -> nn.Sequential:

@@ -33,15 +33,37 @@ def observer(net: nn.Module) -> Observer:
     if isinstance(net, FeatureNet):
         return net.observe
     if has_own_features(net):
-        return lambda images, preact: _from_features(*net(images, is_feat=True, preact=preact))
+        return _OwnFeatures(net)
     return TapObserver(net, ())
 
 
 def through(net: nn.Module, observe: Observer) -> Observer:
     """Let images pass a network's adapter, if it has one, on their way to the function that observes what is inside."""
-    return (
-        (lambda images, preact: observe(net.adapt(images), preact)) if isinstance(net, Adapted) else observe
-    )
+    return _Through(net, observe) if isinstance(net, Adapted) else observe
+
+
+# Objects that hold their network, so that a copy of what holds both observes the copy of the network.
+
+
+class _OwnFeatures:
+    """Observes a network of the benchmark scripts' calling convention."""
+
+    def __init__(self, net: nn.Module) -> None:
+        self._net = net
+
+    def __call__(self, images: Tensor, preact: bool) -> Outputs:
+        features, logits = self._net(images, is_feat=True, preact=preact)
+        return Outputs(logits, features[-1].flatten(1), tuple(features[1:-1]), features[0])
+
+
+class _Through:
+    """Observes what is behind an adapter."""
+
+    def __init__(self, net: Adapted, observe: Observer) -> None:
+        self._net, self._observe = net, observe
+
+    def __call__(self, images: Tensor, preact: bool) -> Outputs:
+        return self._observe(self._net.adapt(images), preact)
 
 
 def plain(net: nn.Module) -> nn.Module:
@@ -222,7 +244,3 @@ class TapObserver:
         embedding = seen.get(EMBEDDING)
         maps = tuple(tap.map(seen[tap.path]) for tap, _ in self._taps)
         return Outputs(logits, None if embedding is None else embedding.flatten(1), maps)
-
-
-def _from_features(features: list[Tensor], logits: Tensor) -> Outputs:
-    return Outputs(logits, features[-1].flatten(1), tuple(features[1:-1]), features[0])

@@ -12,7 +12,7 @@ from typing import Any
 
 from itrd.engine.config import DistillConfig
 from itrd.errors import UserError
-from itrd.recipes.published import DIFFERENT, PAIRS, SAME, Pair, published
+from itrd.recipes.published import DIFFERENT, PAIRS, SAME, Pair
 
 _COMMANDS = "command lines published with the CRD benchmark (RepDistiller), the same for all pairs"
 _ITRD = "command lines in the history of ITRD's published repository"
@@ -39,12 +39,6 @@ class Recipe:
     source: str
     note: str = ""
     variant: str = "published"
-
-    @property
-    def published_top1(self) -> float | None:
-        """The accuracy that the settings are published with, in percent."""
-        cell = published(self.row, self.pair)
-        return None if cell is None else cell.top1
 
     def config(self, **settings: Any) -> DistillConfig:
         """Return run settings on CIFAR-100; ``settings`` overrides or adds fields, ``teacher`` for one."""

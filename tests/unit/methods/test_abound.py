@@ -5,9 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
+from itrd.engine.config import TrainConfig
+from itrd.engine.stages import stages_of
+from itrd.engine.task import DistillTask
 from itrd.errors import UserError
-from itrd.methods import Batch, create_method
+from itrd.methods import Batch, create_method, create_objective
 from itrd.methods.abound import boundary_loss
+from itrd.models import create_model
 from itrd.models.base import Outputs
 from method_tools import first_stage_steps, main_steps, moved_by, setup_for, small_batch, small_task
 
@@ -50,6 +54,26 @@ def test_large_entries_do_not_overflow() -> None:
     assert loss.isfinite()
     assert s.grad.isfinite().all()
     assert loss.item() == pytest.approx(1e36 * 16 * 64 * 3 / 1000, rel=1e-5)
+
+
+@pytest.mark.parametrize(("track", "updates"), [("reference", 2), ("clean", 1)])
+def test_the_clean_track_updates_batch_norms_once_where_no_map_is_read(track: str, updates: int) -> None:
+    nets = create_model("wrn_16_1", 10), create_model("wrn_16_1", 10)
+    task = DistillTask(*nets, create_objective("abound"), track)
+    images = torch.randn(4, 3, 32, 32)
+    task.setup(images, 10, torch.zeros(4, dtype=torch.long))
+    first, main = stages_of(task, TrainConfig(model="wrn_16_1", epochs=1).resolved())
+    *norms, _ = nets[0].get_bn_before_relu()
+
+    def counts() -> set[int]:
+        return {int(norm.num_batches_tracked) for norm in norms}
+
+    first.begin()
+    first.observe(images, None)
+    assert counts() == {2}  # the maps before their activation are read here on both tracks
+    main.begin()
+    main.observe(images, None)
+    assert counts() == {2 + updates}
 
 
 def test_what_each_stage_trains() -> None:

@@ -62,3 +62,10 @@ def test_a_large_log_scale_does_not_overflow() -> None:
 def test_refuses_a_variance_below_its_floor() -> None:
     with pytest.raises(UserError, match="init_pred_var"):
         ready("vid", STUDENT, TEACHER, init_pred_var=0.0)
+
+
+@pytest.mark.parametrize("start", [1e-4, 5.0, 800.0, 1e30])
+def test_the_variance_may_start_anywhere(start: float) -> None:
+    method = ready("vid", STUDENT, TEACHER, init_pred_var=start, eps=1e-5)
+    for g in method.gaussians:
+        assert (g.variance() + method.eps).tolist() == pytest.approx([start] * len(g.log_scale), rel=1e-3)
