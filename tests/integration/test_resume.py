@@ -173,11 +173,11 @@ def test_another_spelling_of_the_same_path_is_the_same_run(
     monkeypatch.chdir(tmp_path)
     settings = {**tiny, "student": "resnet8:runs/teacher", "method": "kd"}
     run_until_stopped({**settings, "teacher": "runs/teacher"}, tmp_path / "run", 2)
-    monkeypatch.chdir(tmp_path / "runs")
-    settings["student"] = f"resnet8:{tmp_path / 'runs' / 'teacher'}"
     shutil.copytree(teacher_folder, "other")
     with pytest.raises(RunFolderError, match="holds another run"):
         resumed({**settings, "teacher": "other"}, tmp_path / "run")
+    monkeypatch.chdir(tmp_path / "runs")  # from where runs/teacher leads nowhere
+    settings["student"] = f"resnet8:{tmp_path / 'runs' / 'teacher'}"
     resumed({**settings, "teacher": "./teacher/"}, tmp_path / "run")
 
 

@@ -160,9 +160,13 @@ def _same(key: str, held: Any, given: Any) -> bool:
     """Whether two values of a setting mean the same: of a path, other spellings do."""
     if held == given or key not in _PLACES or not (isinstance(held, str) and isinstance(given, str)):
         return held == given
-    # NAME:FILE and LIBRARY:NAME@FILE, too.
-    first, second = ([realpath(part) for part in re.split("[:@]", text)] for text in (held, given))
-    return first == second
+    first, second = (re.split("[:@]", text) for text in (held, given))  # NAME:FILE and LIBRARY:NAME@FILE, too
+    return len(first) == len(second) and all(map(_same_place, first, second))
+
+
+def _same_place(held: str, given: str) -> bool:
+    """Whether two paths lead to one place, or the first leads nowhere from here: then the checksums decide."""
+    return realpath(held) == realpath(given) or (not os.path.exists(held) and os.path.exists(given))
 
 
 def _short(value: Any) -> str:
