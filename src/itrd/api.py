@@ -178,7 +178,9 @@ def evaluate(
     Args:
         net: run folder, checkpoint or published name, whose images are then read as in its training; or any classifier,
             which is moved to the device.
-        data: as in :func:`train`.
+        data: as in :func:`train`. Of images without a division into training and test images, the part is measured
+            on that :func:`train` holds out, or, if the file of a named network does not say that it was trained on the
+            rest, all; ``{"test": dataset}`` means all of them.
         device: auto, cpu, cuda or cuda:N.
         precision: fp32, tf32 or bf16.
         data_root: folder that holds the datasets.

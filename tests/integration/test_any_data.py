@@ -16,12 +16,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
+from torch.utils.data import TensorDataset
 
 import itrd
 from itrd.cli import main
 from itrd.data.opening import Reading, read_dataset
 from itrd.engine.checkpoint import read_weights, save_weights
 from itrd.engine.config import DistillConfig, TrainConfig
+from itrd.engine.inputs import get_test_data
 from itrd.engine.log import Quiet
 from itrd.engine.networks import TrainedNetwork, load_network
 from itrd.engine.run import prepare, prepare_distill
@@ -245,6 +247,31 @@ def test_python_datasets_and_functions(photos: str) -> None:
 
 
 # --- without labels --------------------------------------------------------------------------------------
+
+
+def test_of_images_that_a_network_has_not_seen_all_are_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen, new = write_classes(tmp_path / "seen", each=10), write_classes(tmp_path / "new", each=5, seed=900)
+    out = tmp_path / "run"
+    trained = itrd.train("resnet8", str(seen), out=str(out), **SHORT)
+    assert trained.record["data"]["test"] == 4  # a fifth was held out
+    for folder, options, count in (
+        (seen, [], 4),
+        (new, [], 10),
+        (new, ["--val_fraction", "0.2"], 2),
+        (seen, ["--val_fraction", "0.1"], 2),
+    ):
+        assert main(["eval", "--model", str(out), "--data", str(folder), *options]) == 0
+        assert f"{count} test images" in capsys.readouterr().out
+    assert main(["eval", "--model", str(out), "--data", str(seen), "--val_fraction", "0.5"]) == 2
+    images = torch.randint(0, 256, (20, 3, 32, 32), dtype=torch.uint8)
+    mine = TensorDataset(images, torch.arange(20) % 2)
+    itrd.train("resnet8", mine, out=str(tmp_path / "objects"), **SHORT)
+    for given, count in ((mine, 4), (TensorDataset(images.flip(0), torch.arange(20) % 2), 20)):
+        assert len(get_test_data(load_network(str(tmp_path / "objects")), given).test) == count
+    counted = itrd.evaluate(trained.student, {"test": mine}, confusion=True)["confusion"]
+    assert int(counted.sum()) == 20
 
 
 def test_images_without_labels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

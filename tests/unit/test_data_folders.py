@@ -22,6 +22,8 @@ from itrd.data.datasets import IMAGENET_MEAN, ImageDataset, Split
 from itrd.data.decode import CorruptImageError, check, decode, size_of
 from itrd.data.lazy import LazySplit
 from itrd.data.opening import Reading, open_dataset, read_dataset
+from itrd.engine.config import TrainConfig
+from itrd.engine.inputs import get_data
 from itrd.errors import DataError, UserError
 from photos import pixels, write_classes, write_photos
 
@@ -217,6 +219,28 @@ def test_sizes(tmp_path: Path) -> None:
     assert open_dataset(str(root), Reading(image_size=48)).image_size == 48
 
 
+@pytest.mark.parametrize(("train", "test"), [([0, 1, 1, 0], [0, 1, 2, 2]), ([0, 2, 2, 0], [0, 1, 2, 2])])
+def test_training_images_may_lack_a_class(train: list[int], test: list[int], tmp_path: Path) -> None:
+    write_parquet(tmp_path / "train.parquet", rows(4, train))
+    write_parquet(tmp_path / "test.parquet", rows(4, test))
+    data = read(str(tmp_path))
+    assert (data.num_classes, data.train.labels.tolist(), data.test.labels.tolist()) == (3, train, test)
+
+
+def test_a_folder_of_test_images_alone(tmp_path: Path) -> None:
+    whole = write_photos(tmp_path / "whole")
+    (tmp_path / "half").mkdir()
+    (whole / "val").rename(tmp_path / "half" / "val")
+    data = read(str(tmp_path / "half"))
+    assert (len(data.train), data.class_names) == (0, ("cat", "dog"))
+    assert data.test.labels.tolist() == [0] * 3 + [1] * 3
+    with pytest.raises(DataError, match="has no images to train on"):
+        get_data(TrainConfig(model="resnet8", data=str(tmp_path / "half")))
+    (tmp_path / "half" / "owl").mkdir()  # a class, and so is the other one
+    (tmp_path / "half" / "val" / "cat").rename(tmp_path / "half" / "owl" / "cat")
+    assert read(str(tmp_path / "half")).class_names == ("owl", "val")
+
+
 def test_images_without_labels(tmp_path: Path) -> None:
     write_classes(tmp_path / "photos", ("all",))
     data = read(str(tmp_path / "photos" / "all"))
@@ -375,8 +399,8 @@ def test_bad_parquet(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"cannot read .* as Parquet"):
         read(str(tmp_path / "torn.parquet"))
     write_parquet(tmp_path / "two" / "train.parquet", rows(4, [0, 1] * 2))
-    write_parquet(tmp_path / "two" / "test.parquet", rows(4, [0, 1, 2, 2]))
-    with pytest.raises(DataError, match="has the label 2, but the training images only 0 to 1"):
+    write_parquet(tmp_path / "two" / "test.parquet", rows(4, [0, 1, 3, 3]))
+    with pytest.raises(DataError, match="are 0, 1, 3, which leaves numbers out"):
         read(str(tmp_path / "two"))
 
 

@@ -406,7 +406,8 @@ def test_torchvisions_datasets(tmp_path: Path) -> None:
         (7, "is no dataset; give a folder"),
         ((1, 2, 3), "must be a pair"),
         ((torch.zeros(4, 3, 8, 8), torch.arange(4)), r"a Tensor of shape \(4,\); .*TensorDataset\(X, y\)"),
-        ({"test": []}, "needs 'train'"),
+        ({"tests": []}, "needs 'train', or 'test' to test alone; it has 'tests'"),
+        ({"test": []}, "is empty"),
     ],
 )
 def test_what_is_no_dataset(source: Any, message: str) -> None:

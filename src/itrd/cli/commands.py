@@ -83,13 +83,12 @@ def measure(
     )
     if by_class:
         _show_classes(found["confusion"], dataset.class_names)
-        renamed = [
-            f"{a} ({b} here)"
-            for a, b in zip(network.class_names, dataset.class_names, strict=False)
-            if a != b
-        ]
-        if renamed:
-            print(f"the network's file names classes otherwise: {', '.join(renamed)}")
+    renamed = [
+        f"{a} ({b} here)" for a, b in zip(network.class_names, dataset.class_names, strict=False) if a != b
+    ]
+    if renamed:
+        shown = renamed if by_class else renamed[:5] + ["..."] * (len(renamed) > 5)
+        print(f"the network's file names classes otherwise: {', '.join(shown)}")
 
 
 # The parser reads the names that are imported for types too, and torch would make --help slow.

@@ -2,6 +2,7 @@
 
 photos/train/cat/1.jpg    photos/val/cat/9.jpg      two halves; see TRAINS and TESTS for other names of them
 photos/cat/1.jpg          photos/dog/2.jpg          one folder, to be split
+photos/val/cat/1.jpg      photos/val/dog/2.jpg      nothing but a half to test on
 photos/1.jpg              photos/2.jpg              images without labels
 """
 
@@ -27,8 +28,8 @@ CHECKED = "itrd-checked.json"
 _HEAD = 4096  # bytes of a file that its fingerprint reads
 
 
-def read_folder(folder: Path, test_split: str | None = None) -> tuple[Part, Part | None]:
-    """Find the images of a folder: a training part and, where there is one, a test part.
+def read_folder(folder: Path, test_split: str | None = None) -> tuple[Part | None, Part | None]:
+    """Find the images of a folder: a training part and a test part, one of which may be missing.
 
     Files are in the order of their paths, classes in the order of their names. Nothing is decoded; of each file the
     size and the first 4,096 bytes are read.
@@ -43,16 +44,20 @@ def read_folder(folder: Path, test_split: str | None = None) -> tuple[Part, Part
     try:
         there = {entry.name.lower(): entry.name for entry in os.scandir(folder) if entry.is_dir()}
         train = next((there[name] for name in (TRAIN, *ALSO_TRAIN) if name in there), None)
-        if train is None:
+        present = [there[name] for name in (*TESTS, *ALSO_TEST) if name in there]
+        shown = [name for name in there.values() if not _hidden(name)]
+        if train is None and (not present or set(shown) - set(present)):  # folders of classes
             if test_split is not None:
                 raise DataError(
                     f"{folder} has no folder {TRAIN}, so there is no {test_split} beside it; leave it out"
                 )
             return _part(folder, folder), None
-        present = [there[name] for name in (*TESTS, *ALSO_TEST) if name in there]
         name = test_split or next(iter(present), None)
         if test_split is not None and not (folder / test_split).is_dir():
-            raise DataError(f"{folder} has no folder {test_split}; it has {', '.join([train, *present])}")
+            raise DataError(f"{folder} has no folder {test_split}; it has {', '.join(filter(None, [train, *present]))}")
+        if train is None:
+            assert name is not None
+            return None, _part(folder / name, folder)
         if name == train:
             raise DataError(f"{folder / train} is for training; name another test_split, or leave it out")
         return _part(folder / train, folder), None if name is None else _part(folder / name, folder)

@@ -35,12 +35,12 @@ _LABEL_KEYS = ("label", "labels", "target", "class")
 
 def read_object(
     source: Any, columns: tables.Columns, test_split: str | None, limit: int
-) -> tuple[str, Part, Part | None]:
-    """Return the name of a dataset, its training part and, where there is one, its test part.
+) -> tuple[str, Part | None, Part | None]:
+    """Return the name of a dataset, its training part and its test part, one of which may be missing.
 
     Args:
-        source: a pair (train, test); a mapping, or an object, with ``train`` and one of ``val``, ``validation``,
-            ``valid`` and ``test``; a LightningDataModule; or the training images alone.
+        source: a pair (train, test); an object with ``train`` and one of ``val``, ``validation``, ``valid`` and
+            ``test``; a mapping with both or one of these; a LightningDataModule; or the training images alone.
         columns: of a dataset of the Hugging Face library.
         test_split: which split to test on; None for the first that is there.
         limit: bytes that an iterable dataset may need in memory.
@@ -49,13 +49,18 @@ def read_object(
         DataError: it is none of these, or its items are no images.
     """
     train, test = _halves(source, test_split)
-    name = type(train.dataset if isinstance(train, DataLoader) else train).__name__
+    first = test if train is None else train
+    name = type(first.dataset if isinstance(first, DataLoader) else first).__name__
 
     def part(half: Any, role: str) -> Part:
         title = f"{name} ({role})"
         return tables.hf_part(half, title, columns) if _is_hf(half) else _part(half, title, limit)
 
-    return name, part(train, "train"), None if test is None else part(test, "test")
+    return (
+        name,
+        None if train is None else part(train, "train"),
+        None if test is None else part(test, "test"),
+    )
 
 
 def _halves(source: Any, test_split: str | None) -> tuple[Any, Any]:
@@ -70,9 +75,11 @@ def _halves(source: Any, test_split: str | None) -> tuple[Any, Any]:
             )
         return source
     if isinstance(source, Mapping):
-        if "train" not in source:
-            raise DataError(f"a mapping of datasets needs 'train'; it has {', '.join(map(repr, source))}")
-        return source["train"], next((source[name] for name in names if name in source), None)
+        if "train" not in source and not any(name in source for name in names):
+            raise DataError(
+                f"a mapping of datasets needs 'train', or 'test' to test alone; it has {', '.join(map(repr, source))}"
+            )
+        return source.get("train"), next((source[name] for name in names if name in source), None)
     if hasattr(source, "train_dataloader"):
         source.prepare_data()
         source.setup("fit")

@@ -145,7 +145,23 @@ def open_dataset(
     return _assemble(name, train, test, reading)
 
 
-def _from_path(name: str, columns: tables.Columns, test_split: str | None) -> tuple[Part, Part | None]:
+def whole_for_the_test(data: ImageDataset) -> ImageDataset:
+    """Undo the division of a dataset that has no test images: all of them are for the test.
+
+    Args:
+        data: of :func:`open_dataset`, before its images are brought in.
+    """
+    assert isinstance(data.train, LazySplit)
+    assert isinstance(data.test, LazySplit)
+    facts = {key: value for key, value in data.facts.items() if key not in ("val_fraction", "undivided")}
+    rows = np.concatenate([data.train.rows, data.test.rows])
+    labels = np.concatenate([data.train.labels, data.test.labels])
+    order = np.argsort(rows)
+    test = replace(data.test, rows=rows[order], labels=labels[order], source=data.facts["undivided"])
+    return replace(data, train=data.train.take(np.empty(0, np.int64)), test=test, facts=facts)
+
+
+def _from_path(name: str, columns: tables.Columns, test_split: str | None) -> tuple[Part | None, Part | None]:
     if name.startswith("hf:"):
         return tables.read_hub(name[3:], columns, test_split)
     path = Path(name).expanduser()
@@ -173,7 +189,13 @@ def _from_path(name: str, columns: tables.Columns, test_split: str | None) -> tu
 # --- an ImageDataset of two parts ------------------------------------------------------------------------
 
 
-def _assemble(name: str, train: Part, test: Part | None, reading: Reading) -> ImageDataset:
+def _assemble(name: str, train: Part | None, test: Part | None, reading: Reading) -> ImageDataset:
+    alone = train is None  # the test images
+    if train is None:
+        assert test is not None
+        if not test.labelled:
+            raise DataError(f"{test.title} has no labels to test with; choose another split with test_split")
+        train, test = test, None
     facts: dict[str, Any] = dict(train.facts)
     classes, names = _classes(train, test)
     if names:
@@ -182,6 +204,9 @@ def _assemble(name: str, train: Part, test: Part | None, reading: Reading) -> Im
     if test is not None and (test.labelled or train.labelled):
         splits = whole, _split(test, in_order_of(test, names, classes))
         facts["test_split"] = test.title
+    elif alone:
+        splits = whole.take(np.empty(0, np.int64)), whole
+        facts["test_split"] = train.title
     elif train.labelled:
         splits = _held_out(whole, reading.val_fraction, train.title)
         facts |= {"val_fraction": reading.val_fraction, "undivided": train.source}
@@ -190,7 +215,7 @@ def _assemble(name: str, train: Part, test: Part | None, reading: Reading) -> Im
     size = reading.image_size
     if size is None and train.store.fixed:
         size = _usual_size(whole)
-    mean, std = _usual_statistics(*splits)
+    mean, std = _usual_statistics(whole, splits[1])
     data = ImageDataset(
         name=name,
         num_classes=classes,
@@ -216,7 +241,7 @@ def _classes(train: Part, test: Part | None) -> tuple[int, tuple[str, ...] | Non
     if train.labelled:
         if test is not None and not test.labelled:
             raise DataError(f"{test.title} has no labels to test with; choose another split with test_split")
-        return count_classes(train), train.class_names
+        return count_classes(train, test), train.class_names
     if test is None or not test.labelled:
         return 0, None
     return count_classes(test), test.class_names

@@ -75,13 +75,19 @@ def as_labels(
     return labels, None
 
 
-def count_classes(part: Part) -> int:
-    """Return the number of classes of a labelled training part.
+def count_classes(part: Part, other: Part | None = None) -> int:
+    """Return the number of classes of a labelled part.
+
+    Args:
+        part: usually of training images.
+        other: a labelled part in the same numbering; where classes have numbers alone, either may lack some.
 
     Raises:
         DataError: there is only one, numbers are left out, or a label has no name.
     """
     present = np.unique(part.labels)
+    if part.class_names is None and other is not None and other.class_names is None and len(present) > 1:
+        present = np.union1d(present, other.labels)
     if part.class_names is not None:
         if present[-1] >= len(part.class_names):
             raise DataError(

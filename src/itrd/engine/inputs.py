@@ -7,12 +7,15 @@ from dataclasses import fields, replace
 from os.path import realpath
 from typing import Any
 
+import numpy as np
+
 from itrd.data.datasets import ImageDataset, list_datasets
-from itrd.data.opening import Reading, read_dataset
+from itrd.data.opening import Reading, open_dataset, read_dataset, whole_for_the_test
+from itrd.data.resident import bring_in
 from itrd.engine import hubs
 from itrd.engine.config import DistillConfig, RunConfig
 from itrd.engine.networks import TrainedNetwork, load_network
-from itrd.errors import UserError
+from itrd.errors import DataError, UserError
 from itrd.methods.objective import Objective
 from itrd.models import list_models
 from itrd.models.adapt import Adapted
@@ -35,14 +38,19 @@ def get_data(config: RunConfig, given: Any = None, network: str | None = None) -
     if config.image_size is None and not isinstance(given, ImageDataset):
         settings["image_size"] = size_for(network)
     reading = Reading(**settings)
-    return read_dataset(
+    data = read_dataset(
         config.data if given is None else given,
         reading,
         root=config.data_root,
         download=config.download,
         train_subset=config.train_subset,
         test_subset=config.test_subset,
-    ).normalised(config.normalisation)
+    )
+    if not len(data.train):
+        raise DataError(
+            f"{data.name} has no images to train on; give some, in a folder or under a key called train"
+        )
+    return data.normalised(config.normalisation)
 
 
 def get_test_data(
@@ -55,6 +63,9 @@ def get_test_data(
     **settings: Any,
 ) -> ImageDataset:
     """Read images to test a trained network on, as those of its training were read where it tells.
+
+    Of images that are not divided into those for training and those for the test, the part that was held out is taken
+    if the network's file says that it was trained on the rest, or if a fraction is asked for; otherwise all are.
 
     Args:
         network: what is to be tested.
@@ -69,11 +80,20 @@ def get_test_data(
     """
     source = data_of(network) if data is None else data
     asked = {key: value for key, value in settings.items() if value is not None}
-    if not isinstance(source, ImageDataset):
+    if isinstance(source, ImageDataset):
+        dataset = read_dataset(source, Reading(**asked), root=root, download=download, train=False)
+    else:
         by_name = isinstance(source, (str, os.PathLike)) and was_trained_on(network, os.fspath(source))
         usual = {"image_size": network.image_size or size_for(network.arch)}
-        asked = {**usual, **(network.reading if by_name else {}), **asked}
-    dataset = read_dataset(source, Reading(**asked), root=root, download=download, train=False)
+        reading = Reading(**{**usual, **(network.reading if by_name else {}), **asked})
+        found = open_dataset(source, reading, root=root, download=download)
+        if (
+            "undivided" in found.facts
+            and "val_fraction" not in asked
+            and not (by_name or _saw(network, found))
+        ):
+            found = whole_for_the_test(found)
+        dataset = bring_in(replace(found, train=found.train.take(np.empty(0, np.int64))), reading)
     if not len(dataset.test):
         raise UserError(f"{dataset.name} has no labelled test images to measure an accuracy on; give some")
     check_classes(network, dataset)
@@ -131,6 +151,13 @@ def data_of(network: TrainedNetwork) -> str:
 def was_trained_on(network: TrainedNetwork, data: str) -> bool:
     """Whether a network's file says that it was trained on (a part of) this dataset, by name or by path."""
     return network.data is not None and realpath(_whole(network.data)) == realpath(_whole(data))
+
+
+def _saw(network: TrainedNetwork, data: ImageDataset) -> bool:
+    """Whether a network was trained on a part of a dataset that Python holds; older files tell its class alone."""
+    if network.undivided is None:
+        return network.data == data.name
+    return network.undivided == data.facts["undivided"]
 
 
 def _whole(name: str) -> str:
