@@ -236,7 +236,18 @@ def _process_kept(config: RunConfig) -> Iterator[None]:
 def _config(cls: type, settings: dict[str, Any], **fixed: Any) -> Any:
     settings = {"progress": False, "tensorboard": False, "out": "", **settings, **fixed}
     _check_names(cls, settings)
-    return cls(**{k: os.fspath(v) if isinstance(v, os.PathLike) else v for k, v in settings.items()})
+    return cls(**{key: _plain(value) for key, value in settings.items()})
+
+
+def _plain(value: Any) -> Any:
+    """Return a setting as the settings have it: text for paths and devices, lists, Python's own numbers."""
+    if isinstance(value, (tuple, list)):
+        return [_plain(item) for item in value]
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, torch.device):
+        return str(value)
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 def _check_names(cls: type, settings: Mapping[str, Any]) -> None:

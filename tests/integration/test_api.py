@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -402,3 +403,9 @@ def test_a_network_given_as_a_module_has_its_name(name: str, tiny: dict[str, Any
     given = itrd.train(itrd.create_model(name, 10), "digits", **settings).record["settings"]
     assert given == by_name
     assert given["model"] == name
+
+
+def test_settings_of_the_types_that_programs_have(tiny: dict[str, Any]) -> None:
+    settings = {**tiny, "epochs": np.int64(2), "milestones": (1,), "device": torch.device("cpu")}
+    record = itrd.train("resnet8", "digits", **settings).record
+    assert (record["settings"]["epochs"], record["settings"]["milestones"]) == (2, [1])

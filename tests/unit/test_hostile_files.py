@@ -107,6 +107,8 @@ YAML = {
     "many": "[" + "1," * 20_000 + "1]",
     "control character": "seed: \x07",
     "impossible date": "seed: 2001-02-31",
+    "twice": "seed: 1\nepochs: 2\nseed: 3",
+    "twice inside": "a: [{b: 1, b: 2}]",
 }
 
 

@@ -54,7 +54,9 @@ def read_folder(folder: Path, test_split: str | None = None) -> tuple[Part | Non
             return _part(folder, folder), None
         name = test_split or next(iter(present), None)
         if test_split is not None and not (folder / test_split).is_dir():
-            raise DataError(f"{folder} has no folder {test_split}; it has {', '.join(filter(None, [train, *present]))}")
+            raise DataError(
+                f"{folder} has no folder {test_split}; it has {', '.join(filter(None, [train, *present]))}"
+            )
         if train is None:
             assert name is not None
             return None, _part(folder / name, folder)

@@ -344,6 +344,8 @@ class DistillConfig(RunConfig):
         super().__post_init__()
         if self.teacher and self.teacher_logits is not None:
             raise UserError("give either a teacher or teacher_logits, which stand in its place")
+        if self.teacher_table is not None and self.teacher_logits is not None:
+            raise UserError("teacher_logits are a table already; leave teacher_table out")
         for name in ("teacher_taps", "student_taps"):
             taps = getattr(self, name)
             if taps is not None and (not taps or "" in taps or len(set(taps)) < len(taps)):

@@ -14,12 +14,14 @@ MAX_EVENTS = 10_000
 def check_yaml(text: str) -> None:
     """Refuse text with aliases, which can stand for more than fits a machine, with tags, or nested deeply.
 
+    A key that stands in a mapping twice is refused, too: a loader would take the last one without a word.
+
     Raises:
         yaml.YAMLError: it has one of these, is too long, or is no YAML.
     """
     if len(text) > MAX_BYTES:
         raise yaml.YAMLError(f"more than {MAX_BYTES:,} characters")
-    depth = 0
+    nested: list[list[str] | None] = []  # of every mapping the scalars so far, of every sequence None
     for count, event in enumerate(yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))):
         if count > MAX_EVENTS:
             raise yaml.YAMLError(f"more than {MAX_EVENTS:,} parts")
@@ -27,11 +29,18 @@ def check_yaml(text: str) -> None:
             raise yaml.YAMLError("anchors and aliases are not allowed")
         if getattr(event, "tag", None) is not None:
             raise yaml.YAMLError("tags are not allowed")
+        parent = nested[-1] if nested else None
+        if isinstance(event, yaml.NodeEvent) and parent is not None:
+            # Keys and values take turns.
+            word = event.value if isinstance(event, yaml.ScalarEvent) else ""
+            if len(parent) % 2 == 0 and word and word in parent[::2]:
+                raise yaml.YAMLError(f"{word[:60]!r} is there twice")
+            parent.append(word)
         if isinstance(event, yaml.CollectionStartEvent):
-            depth += 1
+            nested.append([] if isinstance(event, yaml.MappingStartEvent) else None)
         elif isinstance(event, yaml.CollectionEndEvent):
-            depth -= 1
-        if depth > MAX_DEPTH:
+            nested.pop()
+        if len(nested) > MAX_DEPTH:
             raise yaml.YAMLError(f"nested more than {MAX_DEPTH} deep")
 
 
