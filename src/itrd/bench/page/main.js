@@ -48,7 +48,9 @@ byId("details").addEventListener("close", () => history.replaceState(null, "", l
 byId("details").addEventListener("click", (event) => { if (event.target === byId("details")) byId("details").close(); });
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { renderCurves(); renderCost(); });
 
-openTrack(Math.max(0, DATA.tracks.findIndex((t) => t.runCount > 0)));
+// A published track if it has runs, otherwise the one with the most.
+const interest = (t) => t.runCount * (t.published ? 1e9 : 1);
+openTrack(DATA.tracks.reduce((best, t, i) => (interest(t) > interest(DATA.tracks[best]) ? i : best), 0));
 let linked = "";
 try { linked = decodeURIComponent(location.hash.slice(1)); } catch { /* not one of our links */ }
 if (linked) {

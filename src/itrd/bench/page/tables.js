@@ -128,7 +128,7 @@ function renderPair() {
   byId("ranking-hint").textContent = rows.length === 0 ? "No runs of this pair yet." :
     "Differences are taken seed by seed (paired t-test) where every run of the smaller group has a partner of the same seed, else " +
     "between the groups (Welch). Where runs without a partner are left out, the number of pairs is given. " +
-    `${tests} tests, p not corrected for their number.`;
+    (tests > 1 ? `${tests} tests, p not corrected for their number.` : "");
   renderCost();
 }
 
