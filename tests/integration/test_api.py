@@ -249,6 +249,27 @@ class Frozen(Own):
         return super().forward(self.norm(x))
 
 
+def test_logits_that_are_not_finite_are_never_right() -> None:
+    images = place_test(itrd.load_dataset("digits").subset(test=40), torch.device("cpu"))
+    damaged = [i for i, label in enumerate(images.labels.tolist()) if label == 0]
+
+    class Broken(nn.Module):
+        """Right for every image, but that class 0 gives NaN."""
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            logits = torch.full((len(x), 10), -torch.inf)
+            logits[range(len(x)), images.labels] = 1.0
+            logits[damaged] = torch.nan
+            return logits
+
+    assert damaged
+    assert evaluate(Broken(), images)["top1"] == pytest.approx(100 * (1 - len(damaged) / 40))
+    with pytest.raises(UserError, match=f"not finite for {len(damaged)} of 40 images"):
+        evaluate(Broken(), images, finite=True)
+    damaged.clear()
+    assert evaluate(Broken(), images, finite=True)["top1"] == 100
+
+
 def test_evaluation_leaves_modes_as_they_are() -> None:
     small, net = Frozen(5), Frozen(10)
     itrd.evaluate(net, "digits")
@@ -357,6 +378,17 @@ def test_terms_are_looked_at_once() -> None:
         itrd.Distiller(Own(4), Own(4), type("Nameless", (itrd.methods.Method,), {})(), example=images)
     with pytest.raises(UserError, match="and KD is no Method object"):
         itrd.methods.Objective([(1, itrd.methods.method_class("kd"))])
+
+
+@pytest.mark.parametrize("method", ["none", "kd", "itrd"])
+def test_a_frozen_student_is_refused(method: str, tiny: dict[str, Any]) -> None:
+    student = Own(6).requires_grad_(False)
+    with pytest.raises(
+        UserError, match=r"no parameter of the student Own asks for a gradient.*requires_grad_"
+    ):
+        itrd.distill(Own(12), student, data="digits", method=method, **tiny)
+    with pytest.raises(UserError, match="no parameter of the student Own asks for a gradient"):
+        itrd.train(student, "digits", **tiny)
 
 
 def test_a_result_is_no_network(tiny: dict[str, Any]) -> None:

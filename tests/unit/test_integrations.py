@@ -168,6 +168,7 @@ def test_what_is_missing_is_named() -> None:
     wide = Net(4)
     wide.head = nn.Linear(4, CLASSES + 1)
     for pair, counts in (((net, wide), "4 and the teacher 5"), ((wide, net), "5 and the teacher 4")):
+        pair[0].requires_grad_()  # as a teacher it was frozen
         with pytest.raises(UserError, match=f"the student Net has {counts}"):
             itrd.Distiller(*pair, "kd", example=IMAGES[:2])
     with pytest.raises(UserError, match=r"needs no_such_library.*pip install 'itrd\[hub\]'"):

@@ -225,16 +225,18 @@ def starting_network(name: str, num_classes: int, seed: int) -> TrainedNetwork:
         file's.
 
     Raises:
-        CheckpointError: the weights are damaged, unsafe or of another network.
+        CheckpointError: the weights are damaged, unsafe, not finite or of another network.
     """
     torch.manual_seed(derive(seed, "weights"))
     if hubs.is_hub(name):
         hub = hubs.build(name, num_classes)
+        _check_finite(hub.net, hub.source)
         return replace(_of_library(hub), num_classes=hub.held_classes or num_classes)
     if ":" not in name:
         net = create_model(name, num_classes)
         return TrainedNetwork(net, name, num_classes, f"{name} (fresh)", None, None)
     trained = load_network(name)
+    _check_finite(trained.net, trained.source)
     if trained.num_classes == num_classes:
         return trained
     net = create_model(trained.arch, num_classes)
@@ -243,6 +245,14 @@ def starting_network(name: str, num_classes: int, seed: int) -> TrainedNetwork:
     kept = {key: value for key, value in state.items() if not key.startswith(f"{classifier}.")}
     net.load_state_dict(kept, strict=False)
     return replace(trained, net=net)
+
+
+def _check_finite(net: nn.Module, source: str) -> None:
+    for key, value in net.state_dict().items():
+        if isinstance(value, torch.Tensor) and not bool(value.isfinite().all()):
+            raise CheckpointError(
+                f"training cannot start from {source}: {key} has numbers that are not finite; use another file"
+            )
 
 
 def given_network(role: str, net: Any, *, names: bool = True) -> Any:
