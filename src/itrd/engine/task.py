@@ -124,7 +124,7 @@ class DistillTask(nn.Module):
         _check_finite(self.teacher, teacher)
         net = plain(self.teacher)
         self.objective.setup(Setup(student, teacher, self.student, net, num_classes, train_labels))
-        self.objective.to(images.device)
+        self.objective.to(images.device, torch.promote_types(student.logits.dtype, torch.float32))
         if self._fold_teacher and isinstance(self.teacher, FeatureNet) and self.taps is None:
             self._observe_teacher = fold_batch_norms(self.teacher, images).observe
 
