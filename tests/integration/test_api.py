@@ -380,6 +380,40 @@ def test_terms_are_looked_at_once() -> None:
         itrd.methods.Objective([(1, itrd.methods.method_class("kd"))])
 
 
+def test_networks_whose_weights_are_not_there(tiny: dict[str, Any]) -> None:
+    meta, lazy = Own(6).to("meta"), nn.Sequential(nn.Flatten(), nn.LazyLinear(10))
+    messages = (
+        (meta, r"Own is on the meta device.*body.0.weight.*to_empty"),
+        (lazy, r"lazy modules.*run one batch"),
+    )
+    for net, message in messages:
+        for use in (
+            lambda net: itrd.evaluate(net, "digits"),
+            lambda net: itrd.train(net, "digits", **tiny),
+            lambda net: itrd.distill(net, Own(4), data="digits", **tiny),
+            lambda net: itrd.distill(Own(4), net, data="digits", **tiny),
+            lambda net: itrd.Distiller(net, Own(4), "kd", example=torch.rand(2, 3, 32, 32)),
+        ):
+            with pytest.raises(UserError, match=message):
+                use(net)
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.float16, torch.bfloat16])
+def test_networks_of_another_type_than_the_images(kind: torch.dtype, tiny: dict[str, Any]) -> None:
+    net = Own(6).to(kind)
+    message = rf"weights are {kind} and the images torch.float32; .float\(\) makes"
+    for use in (
+        lambda: itrd.evaluate(net, "digits"),
+        lambda: itrd.train(net, "digits", **tiny),
+        lambda: itrd.distill(net, Own(4), data="digits", **tiny),
+        lambda: itrd.distill(Own(4), net, data="digits", **tiny),
+    ):
+        with pytest.raises(UserError, match=message):
+            use()
+    with pytest.raises(UserError, match=rf"images {kind}; bring both to one type"):
+        itrd.Distiller(Own(4), None, "none", example=torch.rand(2, 3, 32, 32).to(kind))
+
+
 @pytest.mark.parametrize("method", ["none", "kd", "itrd"])
 def test_a_frozen_student_is_refused(method: str, tiny: dict[str, Any]) -> None:
     student = Own(6).requires_grad_(False)

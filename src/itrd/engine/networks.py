@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from itrd.data.datasets import ImageDataset
 from itrd.engine import hubs, zoo
@@ -247,6 +248,22 @@ def starting_network(name: str, num_classes: int, seed: int) -> TrainedNetwork:
     return replace(trained, net=net)
 
 
+def _check_weights_there(role: str, net: nn.Module) -> None:
+    held = [*net.named_parameters(), *net.named_buffers()]
+    lazy = next((name for name, value in held if is_lazy(value)), None)
+    if lazy is not None:
+        raise UserError(
+            f"the {role} {type(net).__name__} has lazy modules, whose weights are not there yet ({lazy}); run one "
+            "batch of images through it first"
+        )
+    meta = next((name for name, value in held if value.is_meta), None)
+    if meta is not None:
+        raise UserError(
+            f"the {role} {type(net).__name__} is on the meta device, where weights have no values ({meta}); make room "
+            "with to_empty(device='cpu') and load its weights with load_state_dict() first"
+        )
+
+
 def _check_finite(net: nn.Module, source: str) -> None:
     for key, value in net.state_dict().items():
         if isinstance(value, torch.Tensor) and not bool(value.isfinite().all()):
@@ -264,9 +281,10 @@ def given_network(role: str, net: Any, *, names: bool = True) -> Any:
         names: whether text is accepted.
 
     Raises:
-        UserError: it is neither.
+        UserError: it is neither, or a network without weights.
     """
     if isinstance(net, nn.Module):
+        _check_weights_there(role, net)
         return net
     if names and isinstance(net, (str, os.PathLike)):
         return os.fspath(net)
