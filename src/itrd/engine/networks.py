@@ -19,7 +19,7 @@ from itrd.engine.checkpoint import MAX_CLASSES, classes_in, load_into, read_weig
 from itrd.engine.config import TrainConfig
 from itrd.engine.record import Result
 from itrd.errors import CheckpointError, UserError
-from itrd.files import sha256_of
+from itrd.files import read_json, sha256_of
 from itrd.models import BENCHMARK_MODELS, create_model, list_models
 from itrd.models.observe import last_linear
 from itrd.seeds import derive
@@ -63,12 +63,12 @@ class TrainedNetwork:
 
 
 # Settings of a reading that decide which images are for training and which for the test, and their types.
-_WHICH_IMAGES = {"val_fraction": float, "test_split": str, "image_column": str, "label_column": str}
+WHICH_IMAGES = {"val_fraction": float, "test_split": str, "image_column": str, "label_column": str}
 
 
 def reading_of(data: ImageDataset) -> dict[str, Any]:
     """Return how a dataset was divided into training and test images, as far as settings decide it."""
-    asked = {name: getattr(data.reading, name, None) for name in _WHICH_IMAGES}
+    asked = {name: getattr(data.reading, name, None) for name in WHICH_IMAGES}
     if "val_fraction" not in data.facts:  # it has test images of its own
         del asked["val_fraction"]
     return {name: value for name, value in asked.items() if value is not None}
@@ -76,6 +76,8 @@ def reading_of(data: ImageDataset) -> dict[str, Any]:
 
 def load_network(spec: str) -> TrainedNetwork:
     """Load a trained network from a run folder, a file, ``NAME:FILE``, or by name, also of :mod:`itrd.engine.hubs`.
+
+    A folder that `itrd export` wrote is taken for its ``model.safetensors``.
 
     A name is looked up in the zoo (:mod:`itrd.engine.zoo`) first, then among the published teachers' files under
     ``save/models``, then in the run folder that ``itrd train --model NAME`` leaves. A file of the zoo must be the one
@@ -118,12 +120,17 @@ def load_network(spec: str) -> TrainedNetwork:
             raise CheckpointError(f"{path} holds several runs; name one of them, as in {runs[0].parent}")
         if (path / "config.yaml").is_file() and not (path / "last.safetensors").is_file():
             raise CheckpointError(f"the run in {path} is not finished; continue it with --resume first")
-        path = path / "last.safetensors"
+        path = _weights_in(path)
     if not path.is_file():
         raise CheckpointError(f"no checkpoint at {path}; give a run folder, a .pth or a .safetensors file")
     if path == in_zoo or zoo.is_in_zoo(path):
         zoo.read_card(path)
     state, metadata = read_weights(path)
+    if metadata.get("format", "").startswith("itrd-packed"):
+        raise CheckpointError(
+            f"{path} is a binary network packed into bits, which is for inference alone: run it with "
+            "itrd.export.packed.load_packed(), or give the weights that it was packed from"
+        )
     state = zoo.single(state)
     arch = arch or metadata.get("arch") or architecture_from_path(path) or ""
     # hf: would fetch what the file names, so its user must name it.
@@ -150,6 +157,25 @@ def load_network(spec: str) -> TrainedNetwork:
     return TrainedNetwork(
         net.eval(), arch, num_classes, str(path), sha256_of(path), **_training_images(metadata, str(path))
     )
+
+
+def _weights_in(folder: Path) -> Path:
+    """Return the weights in the folder of a run, or in one that `itrd export` wrote."""
+    last, exported = folder / "last.safetensors", folder / "model.safetensors"
+    if last.is_file():
+        return last
+    try:
+        about = read_json(folder / "config.json")
+    except (OSError, ValueError):
+        return last
+    if not isinstance(about, dict) or "weights_sha256" not in about:  # other libraries have such a file, too
+        return last
+    if not exported.is_file():
+        raise CheckpointError(
+            f"{folder} is an export without {exported.name}; add it with `itrd export --format safetensors`, or give the "
+            "folder of the run that was exported"
+        )
+    return exported
 
 
 def _of_library(hub: hubs.HubNetwork) -> TrainedNetwork:
@@ -195,7 +221,7 @@ def _said(
 
 def _is_reading(said: Any) -> bool:
     return isinstance(said, dict) and all(
-        type(value) is _WHICH_IMAGES.get(name) for name, value in said.items()
+        type(value) is WHICH_IMAGES.get(name) for name, value in said.items()
     )
 
 
