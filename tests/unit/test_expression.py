@@ -51,7 +51,7 @@ def test_negative_weights_are_named(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["kd(T={[]:1})", "kd(T={{}})", f"1{'0' * 400}*kd", "kd(T=1+'a')"])
 def test_what_python_cannot_evaluate_is_refused(text: str) -> None:
-    with pytest.raises(UserError, match="is not understood|not finite"):
+    with pytest.raises(UserError, match=r"is not understood|not finite"):
         create_objective(text)
 
 

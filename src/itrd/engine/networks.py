@@ -15,7 +15,7 @@ from torch.nn.parameter import is_lazy
 
 from itrd.data.datasets import ImageDataset
 from itrd.engine import hubs, zoo
-from itrd.engine.checkpoint import MAX_CLASSES, classes_in, load_into, read_weights
+from itrd.engine.checkpoint import MAX_CLASSES, classes_in, fitting_architectures, load_into, read_weights
 from itrd.engine.config import TrainConfig
 from itrd.engine.record import Result
 from itrd.errors import CheckpointError, UserError
@@ -142,6 +142,12 @@ def load_network(spec: str) -> TrainedNetwork:
             "Python, load the file into it (safetensors.torch.load_model), and pass the network itself"
         )
     if not trained_here and arch not in list_models():
+        fitting = fitting_architectures(state)
+        if fitting:
+            choices = " or ".join(f"{name}:{path}" for name in fitting)
+            raise UserError(
+                f"{path} does not name its architecture; it fits {' or '.join(fitting)}: write {choices}"
+            )
         raise UserError(
             f"cannot tell the architecture of {path}; write NAME:{path}, NAME from `itrd models`, or "
             + (f"{arch}@{path}" if hubs.is_hub(arch) else f"timm:NAME@{path} for a network of timm")
@@ -172,8 +178,8 @@ def _weights_in(folder: Path) -> Path:
         return last
     if not exported.is_file():
         raise CheckpointError(
-            f"{folder} is an export without {exported.name}; add it with `itrd export --format safetensors`, or give the "
-            "folder of the run that was exported"
+            f"{folder} is an export without {exported.name}; add it with `itrd export --format safetensors`, or give "
+            "the folder of the run that was exported"
         )
     return exported
 

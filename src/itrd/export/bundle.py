@@ -126,8 +126,8 @@ def export_model(
     told = (record or {}).get("parameters", parameters)
     if told != parameters:
         raise UserError(
-            f"the record is of a network of {told:,} parameters, and {name_of(net)} has {parameters:,}; give the record "
-            "of the run that trained it, or none"
+            f"the record is of a network of {told:,} parameters, and {name_of(net)} has {parameters:,}; give the "
+            "record of the run that trained it, or none"
         )
     folder = Path(out)
     known = (record or {}).get("data", {})
