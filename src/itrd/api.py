@@ -213,7 +213,7 @@ def evaluate(
             set_float32(precision)
         with examined("network", network, first):
             logits_of(network(first))
-        found: dict[str, Any] = dict(_evaluate(network, images, precision))
+        found: dict[str, Any] = dict(_evaluate(network, images, precision, finite=True))
         if confusion:
             found["confusion"] = _confusion(network, images, precision)
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 from collections.abc import Callable
@@ -250,6 +251,27 @@ class Frozen(Own):
         return super().forward(self.norm(x))
 
 
+def test_logits_that_are_not_finite_are_never_right() -> None:
+    images = place_test(itrd.load_dataset("digits").subset(test=40), torch.device("cpu"))
+    damaged = [i for i, label in enumerate(images.labels.tolist()) if label == 0]
+
+    class Broken(nn.Module):
+        """Right for every image, but that class 0 gives NaN."""
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            logits = torch.full((len(x), 10), -torch.inf)
+            logits[range(len(x)), images.labels] = 1.0
+            logits[damaged] = torch.nan
+            return logits
+
+    assert damaged
+    assert evaluate(Broken(), images)["top1"] == pytest.approx(100 * (1 - len(damaged) / 40))
+    with pytest.raises(UserError, match=f"not finite for {len(damaged)} of 40 images"):
+        evaluate(Broken(), images, finite=True)
+    damaged.clear()
+    assert evaluate(Broken(), images, finite=True)["top1"] == 100
+
+
 def test_evaluation_leaves_modes_as_they_are() -> None:
     small, net = Frozen(5), Frozen(10)
     itrd.evaluate(net, "digits")
@@ -360,6 +382,51 @@ def test_terms_are_looked_at_once() -> None:
         itrd.methods.Objective([(1, itrd.methods.method_class("kd"))])
 
 
+def test_networks_whose_weights_are_not_there(tiny: dict[str, Any]) -> None:
+    meta, lazy = Own(6).to("meta"), nn.Sequential(nn.Flatten(), nn.LazyLinear(10))
+    messages = (
+        (meta, r"Own is on the meta device.*body.0.weight.*to_empty"),
+        (lazy, r"lazy modules.*run one batch"),
+    )
+    for net, message in messages:
+        for use in (
+            lambda net: itrd.evaluate(net, "digits"),
+            lambda net: itrd.train(net, "digits", **tiny),
+            lambda net: itrd.distill(net, Own(4), data="digits", **tiny),
+            lambda net: itrd.distill(Own(4), net, data="digits", **tiny),
+            lambda net: itrd.Distiller(net, Own(4), "kd", example=torch.rand(2, 3, 32, 32)),
+        ):
+            with pytest.raises(UserError, match=message):
+                use(net)
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.float16, torch.bfloat16])
+def test_networks_of_another_type_than_the_images(kind: torch.dtype, tiny: dict[str, Any]) -> None:
+    net = Own(6).to(kind)
+    message = rf"weights are {kind} and the images torch.float32; .float\(\) makes"
+    for use in (
+        lambda: itrd.evaluate(net, "digits"),
+        lambda: itrd.train(net, "digits", **tiny),
+        lambda: itrd.distill(net, Own(4), data="digits", **tiny),
+        lambda: itrd.distill(Own(4), net, data="digits", **tiny),
+    ):
+        with pytest.raises(UserError, match=message):
+            use()
+    with pytest.raises(UserError, match=rf"images {kind}; bring both to one type"):
+        itrd.Distiller(Own(4), None, "none", example=torch.rand(2, 3, 32, 32).to(kind))
+
+
+@pytest.mark.parametrize("method", ["none", "kd", "itrd"])
+def test_a_frozen_student_is_refused(method: str, tiny: dict[str, Any]) -> None:
+    student = Own(6).requires_grad_(False)
+    with pytest.raises(
+        UserError, match=r"no parameter of the student Own asks for a gradient.*requires_grad_"
+    ):
+        itrd.distill(Own(12), student, data="digits", method=method, **tiny)
+    with pytest.raises(UserError, match="no parameter of the student Own asks for a gradient"):
+        itrd.train(student, "digits", **tiny)
+
+
 def test_a_result_is_no_network(tiny: dict[str, Any]) -> None:
     result = itrd.train(Own(4), "digits", **{**tiny, "epochs": 1})
     for call in (lambda: itrd.distill(result, Own(4), "digits"), lambda: itrd.evaluate(result, "digits")):
@@ -409,3 +476,11 @@ def test_settings_of_the_types_that_programs_have(tiny: dict[str, Any]) -> None:
     settings = {**tiny, "epochs": np.int64(2), "milestones": (1,), "device": torch.device("cpu")}
     record = itrd.train("resnet8", "digits", **settings).record
     assert (record["settings"]["epochs"], record["settings"]["milestones"]) == (2, [1])
+
+
+def test_weights_that_are_no_numbers_have_no_accuracy() -> None:
+    net = itrd.create_model("resnet8", 10)
+    with torch.no_grad():
+        net.fc.bias.fill_(math.nan)
+    with pytest.raises(UserError, match="logits that are not finite for 797 of 797 images"):
+        itrd.evaluate(net, "digits")

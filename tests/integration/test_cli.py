@@ -85,6 +85,16 @@ def test_train_distill_eval(teacher_folder: Path, capsys: pytest.CaptureFixture[
     assert json.loads(Path("s/metrics.jsonl").read_text()) == record["curve"][0]
 
 
+def test_the_summary_tells_the_moving_average(capsys: pytest.CaptureFixture[str]) -> None:
+    for flags in (["--ema", "0.9", "--out", "a"], ["--out", "b"]):
+        assert main(["train", "--model", "resnet8", "--data", "digits", "--epochs", "1", *SMALL, *flags]) == 0
+        told = [line for line in capsys.readouterr().out.splitlines() if "moving average" in line]
+        last = json.loads((Path(flags[-1]) / "result.json").read_text())["last"]
+        assert len(told) == (flags[0] == "--ema")
+        if told:
+            assert told[0].startswith(f"top-1 {last['ema']['top1']:.2f}%")
+
+
 def test_classes_with_names_like_markup_are_listed_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
     _show_classes(torch.tensor([[1, 2, 0], [0, 3, 0], [0, 0, 0]]), ["a[/b]", "[red]cats", ":cat:"])
     table = capsys.readouterr().out.splitlines()

@@ -255,3 +255,13 @@ def test_names_of_folders(tmp_path: Path) -> None:
     assert named.run_name() == "cifar100-timm_resnet18_w.safetensors-seed0"
     cell = Cell("mine", "hf:ORG/NAME", "resnet8:runs/alone", "kd", 0)
     assert cell.name == "hf_ORG_NAME-resnet8_runs_alone-kd-seed0"
+
+
+def test_first_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    net = itrd.create_model("resnet8", 10)
+    net.fc.bias.data[3] = torch.nan
+    path = tmp_path / "nan.pth"
+    torch.save(net.state_dict(), path)
+    for classes in (10, 5):
+        with pytest.raises(CheckpointError, match=r"cannot start from .*nan.pth: fc.bias has .* not finite"):
+            starting_network(f"resnet8:{path}", classes, 0)

@@ -152,10 +152,29 @@ def test_another_architecture_is_named(tmp_path: Path) -> None:
     torch.save({"model": create_model("resnet20", 100).state_dict()}, tmp_path / "x.pth")
     with pytest.raises(CheckpointError, match=r"not a checkpoint of resnet8: .*; it fits resnet20"):
         load_network(f"resnet8:{tmp_path / 'x.pth'}")
+    with pytest.raises(UserError, match=r"x\.pth .* it fits resnet20: write resnet20:.*x\.pth"):
+        load_network(str(tmp_path / "x.pth"))
+    torch.save({"model": {"head.weight": torch.zeros(2)}}, tmp_path / "x.pth")
     with pytest.raises(
         UserError, match=r"cannot tell the architecture of .*; write NAME:.*timm:NAME@.*x\.pth"
     ):
         load_network(str(tmp_path / "x.pth"))
+
+
+def test_safetensors_under_another_name_are_told(tmp_path: Path) -> None:
+    path = tmp_path / "x.pth"
+    save_weights(path, create_model("resnet8", 10), {})
+    with pytest.raises(
+        CheckpointError, match=r"x.pth is a safetensors file of another name; rename it to x.safet"
+    ):
+        load_network(f"resnet8:{path}")
+
+
+def test_entries_are_named_in_one_order() -> None:
+    state = {name: torch.zeros(1) for name in ("c", "b", "a")}
+    for given in (state, dict(reversed(state.items()))):
+        with pytest.raises(CheckpointError, match=r"unexpected \(a, b\)"):
+            load_into(create_model("resnet8", 10), given, "x")
 
 
 def test_a_run_of_a_comparison_is_suggested(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ import pytest
 import torch
 import yaml
 from huggingface_hub import ModelCard
+from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -31,7 +32,7 @@ from itrd.engine import zoo
 from itrd.engine.checkpoint import save_weights
 from itrd.engine.metrics import accuracy_text
 from itrd.engine.networks import load_network
-from itrd.errors import RunFolderError, UserError
+from itrd.errors import CheckpointError, RunFolderError, UserError
 from itrd.export.bundle import export_trained
 from itrd.export.card import _output, model_card
 from itrd.export.hub import push_export
@@ -124,6 +125,7 @@ def test_card_and_config_tell_the_lineage(exported: Path, student: Path, teacher
     text = (exported / "README.md").read_text()
     matter = yaml.safe_load(text.split("---")[1])
     assert matter["license"] == "cc-by-4.0"
+    assert "Not for model.onnx: there this is part of the program" in text
     assert matter["tags"][0] == "knowledge-distillation"
     (result,) = matter["model-index"][0]["results"]
     assert result["dataset"]["type"] == "digits"
@@ -302,7 +304,11 @@ def test_foreign_module_without_a_record(tmp_path: Path) -> None:
     assert (again["mean"], again["std"]) == (config["mean"], config["std"]) == (list(MEAN), list(STD))
     text = (tmp_path / "e" / "README.md").read_text()
     assert "Not recorded." in text
-    assert "Not for model.pt2" in text
+    assert (
+        "pixel values divided by 255 and nothing else. The program itself normalises them: less the mean"
+        in text
+    )
+    assert "Not for" not in text
 
 
 def test_record_given_in_python(tmp_path: Path, tiny: dict[str, Any]) -> None:
@@ -312,6 +318,55 @@ def test_record_given_in_python(tmp_path: Path, tiny: dict[str, Any]) -> None:
     assert config["mean"] == result.record["data"]["mean"]
     assert config["record"]["last"]["test"] == result.last.test
     assert "curve" not in config["record"]
+
+
+def test_record_of_another_network(tmp_path: Path, tiny: dict[str, Any]) -> None:
+    result = itrd.train("resnet8", "digits", **{**tiny, "epochs": 1})
+    with pytest.raises(
+        UserError, match=r"record is of a network of 78,042 parameters, and resnet14 has 175,258;"
+    ):
+        itrd.export_model(net("resnet14", 10), tmp_path / "e", record=result.record)
+    assert not (tmp_path / "e").exists()
+
+
+@pytest.mark.parametrize("name", ["resnet8", Path("runs/a")])
+def test_a_name_is_no_network_to_export(name: Any, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"names one; write that with itrd.export.export_trained\(\)"):
+        itrd.export_model(name, tmp_path / "e")
+    with pytest.raises(UserError, match="the network must be a network"):
+        itrd.export_model(3, tmp_path / "e")  # type: ignore[arg-type]
+
+
+def test_an_export_is_a_trained_network_again(exported: Path, student: Path, tmp_path: Path) -> None:
+    again, trained = load_network(str(exported)), load_network(str(student))
+    assert again.source == str(exported / "model.safetensors")
+    for name in ("arch", "num_classes", "data", "normalisation", "image_size", "class_names", "undivided"):
+        assert getattr(again, name) == getattr(trained, name)
+    assert itrd.evaluate(str(exported), "digits") == itrd.evaluate(str(student), "digits")
+    shutil.copytree(exported, tmp_path / "e")
+    (tmp_path / "e" / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"is an export without model.safetensors; add it with"):
+        load_network(str(tmp_path / "e"))
+    (tmp_path / "e" / "config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="no checkpoint at"):
+        load_network(str(tmp_path / "e"))
+
+
+def test_an_export_knows_how_its_images_were_divided(tmp_path: Path) -> None:
+    rows = torch.randint(0, 256, (60, 3, 8, 8), dtype=torch.uint8)
+    folder = tmp_path / "images"
+    for i, pixels in enumerate(rows):
+        path = folder / ("a", "b")[i % 2] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(path)
+    settings: dict[str, Any] = {"val_fraction": 0.5, "image_size": 32, "epochs": 1, "tensorboard": False}
+    itrd.train("resnet8", str(folder), out=str(tmp_path / "run"), **settings)
+    export_trained(str(tmp_path / "run"), tmp_path / "e")
+    again, trained = load_network(str(tmp_path / "e")), load_network(str(tmp_path / "run"))
+    assert trained.reading == {"val_fraction": 0.5}
+    assert trained.undivided
+    for name in ("num_classes", "image_size", "reading", "class_names", "undivided"):
+        assert getattr(again, name) == getattr(trained, name)
 
 
 def test_a_program_that_disagrees_is_refused() -> None:
@@ -327,6 +382,10 @@ def test_packed_binary_network(tmp_path: Path) -> None:
     written = itrd.export_model(net("resnet20_1w1a"), tmp_path / "e", "packed")
     assert written.agreement is not None
     assert written.agreement.largest_difference == 0
+    with pytest.raises(
+        CheckpointError, match=r"packed into bits.* run it with itrd.export.packed.load_packed"
+    ):
+        load_network(str(written.path))
     with pytest.raises(UserError, match="no binary network"):
         itrd.export_model(net(), tmp_path / "f", "packed")
     with pytest.raises(UserError, match="no binary network"):

@@ -43,6 +43,30 @@ def test_anything_else_is_refused(text: str) -> None:
         parse(text)
 
 
+@pytest.mark.parametrize("text", ["kd - 0.5*itrd", "-1*kd", "-kd", "itrd + -0.5*kd", "kd - itrd + rkd"])
+def test_negative_weights_are_named(text: str) -> None:
+    with pytest.raises(UserError, match="is not understood: weights are not negative"):
+        create_objective(text)
+
+
+@pytest.mark.parametrize("text", ["kd(T={[]:1})", "kd(T={{}})", f"1{'0' * 400}*kd", "kd(T=1+'a')"])
+def test_what_python_cannot_evaluate_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match=r"is not understood|not finite"):
+        create_objective(text)
+
+
+@pytest.mark.parametrize("weight", [float("nan"), float("inf"), -1, 10**400])
+def test_weights_are_finite_and_not_negative(weight: float) -> None:
+    for make in (
+        lambda: create_objective("kd", weight),
+        lambda: create_objective(create_method("kd"), weight),
+        lambda: create_objective(create_objective("kd"), weight),
+        lambda: Objective([(weight, create_method("kd"))]),
+    ):
+        with pytest.raises(UserError, match="must be a finite number that is not negative"):
+            make()
+
+
 def test_errors_name_what_is_wrong() -> None:
     with pytest.raises(UnknownNameError, match="unknown method 'itdr'; did you mean 'itrd'"):
         create_objective("kd + itdr")

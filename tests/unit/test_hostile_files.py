@@ -15,7 +15,7 @@ import yaml
 
 from itrd.cli import main
 from itrd.engine.checkpoint import read_weights
-from itrd.engine.config import TrainConfig
+from itrd.engine.config import DistillConfig, TrainConfig
 from itrd.engine.folder import RunFolder
 from itrd.engine.networks import load_network
 from itrd.engine.yaml_text import load_yaml
@@ -160,6 +160,21 @@ def test_settings_that_are_no_file(
         main(["train", "--config", path])
     assert stop.value.code == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_another_spelling_of_the_same_loss_is_the_same_run(tmp_path: Path) -> None:
+    config = DistillConfig(teacher="resnet14", student="resnet8", data="digits", method="itrd").resolved()
+    folder = RunFolder(tmp_path / "run", config)
+    folder.open()
+    folder.close()
+    config.resume = True
+    for same in (" itrd", "itrd()", "1*itrd(alpha=1.01)", "1.0*ce + itrd"):
+        config.method = same
+        folder.check()
+    for other in ("itrd(alpha=1.5)", "0.5*itrd", "kd", "no_such"):
+        config.method = other
+        with pytest.raises(RunFolderError, match=r"holds another run \(method 'itrd' not"):
+            folder.check()
 
 
 def test_a_run_folder_with_hostile_settings(tmp_path: Path) -> None:

@@ -63,6 +63,13 @@ class Published(Net):
         return ([x, maps, embedding], logits) if is_feat else logits
 
 
+class Wide(Net):
+    """A classifier that computes in float64."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.double())
+
+
 # --- anyone's loop -----------------------------------------------------------------------------------------
 
 
@@ -119,6 +126,44 @@ def test_teacher_is_frozen_and_follows() -> None:
     assert teacher.head.weight.dtype == torch.float64
 
 
+@pytest.mark.parametrize("method", ["kd", "itrd", "hint", "vid", "crd(K=6)", "ofd"])
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("kind", [torch.float64, torch.bfloat16, torch.float16])
+def test_networks_of_other_types(method: str, late: bool, kind: torch.dtype) -> None:
+    """The method's own modules are of the student's type, but of no less than float32."""
+    nets = [itrd.create_model(name, CLASSES) for name in ("resnet8", "resnet8x4")]
+    images = torch.rand(8, 3, 32, 32)
+    if not late:
+        nets, images = [net.to(kind) for net in nets], images.to(kind)
+    labels = torch.arange(8) % CLASSES
+    made = itrd.Distiller(*nets, method, example=images[:4], train_labels=labels)
+    if late:
+        made, images = made.to(kind), images.to(kind)
+    assert {p.dtype for p in made.student.parameters()} == {kind}
+    own = torch.promote_types(kind, torch.float32)
+    assert {p.dtype for p in made.objective.parameters()} <= {own}
+    output = made.train()(images, labels, torch.arange(8))
+    assert output.loss.dtype == own
+    assert output.loss.isfinite()
+    output.loss.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in made.objective.parameters())
+    made.eval()(images, labels, torch.arange(8))
+
+
+def test_half_precision_leaves_the_methods_own_weights_as_they_are() -> None:
+    made = distiller("itrd")
+    before = [p.clone() for p in made.objective.parameters()]
+    made.bfloat16()
+    assert all(torch.equal(a, b) for a, b in zip(before, made.objective.parameters(), strict=True))
+    made.double()
+    assert all(p.dtype == torch.float64 for p in made.objective.parameters())
+
+
+def test_a_teacher_of_another_type_than_the_students() -> None:
+    made = itrd.Distiller(Net(6), Wide(12).double(), "itrd", example=IMAGES[:4])
+    assert made(IMAGES, LABELS).loss.dtype == torch.float32
+
+
 def test_methods_own_modules_are_trained() -> None:
     made = distiller("crd(K=6)", train_labels=LABELS)
     own = list(made.objective.parameters())
@@ -139,6 +184,22 @@ def test_teacher_by_name_and_student_alone(teacher_folder: Path) -> None:
     labels = torch.arange(4)
     expected = F.cross_entropy(student(images), labels)
     assert alone(images, labels).loss == expected
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (F.one_hot(LABELS, CLASSES).float(), r"int64 of shape \(16,\), not torch.float32 of shape \(16, 4\)"),
+        (LABELS.int(), r"not torch.int32 of shape \(16,\); convert them with .long"),
+        (LABELS[:8], r"of shape \(16,\), not torch.int64 of shape \(8,\)"),
+        (torch.full((16,), -100), "from 0 to 3, and there is a label -100"),
+        (LABELS + 1, "from 0 to 3, and there is a label 4"),
+    ],
+)
+@pytest.mark.parametrize("method", ["kd", "dkd", "none"])
+def test_labels_of_another_form(method: str, labels: Tensor, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        distiller(method)(IMAGES, labels)
 
 
 def test_warm_up_reaches_the_method() -> None:
@@ -168,6 +229,7 @@ def test_what_is_missing_is_named() -> None:
     wide = Net(4)
     wide.head = nn.Linear(4, CLASSES + 1)
     for pair, counts in (((net, wide), "4 and the teacher 5"), ((wide, net), "5 and the teacher 4")):
+        pair[0].requires_grad_()  # as a teacher it was frozen
         with pytest.raises(UserError, match=f"the student Net has {counts}"):
             itrd.Distiller(*pair, "kd", example=IMAGES[:2])
     with pytest.raises(UserError, match=r"needs no_such_library.*pip install 'itrd\[hub\]'"):

@@ -65,4 +65,4 @@ def publish(
 def measure(net: torch.nn.Module, data: ImageDataset, device: str) -> float:
     """Top-1 accuracy in float32 on the test set, percent."""
     where = resolve_device(device)
-    return evaluate(net.to(where), place_test(data, where), "fp32")["top1"]
+    return evaluate(net.to(where), place_test(data, where), "fp32", finite=True)["top1"]

@@ -130,6 +130,8 @@ def _summary(trainer: Trainer, result: Result) -> None:
             f"{accuracy_text(last.test, trainer.data.num_classes)} after the last epoch "
             f"(best epoch, chosen on the test set: {best.test['top1']:.2f}% in epoch {best.epoch})"
         )
+        if last.ema:
+            print(f"{accuracy_text(last.ema, trainer.data.num_classes)} of the weights' moving average")
     else:
         print("no labelled test images, so no accuracy")
     if trainer.folder is not None:

@@ -114,6 +114,10 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise CheckpointError(
             f"{path} is what --resume continues a run from, not a file of weights; give the folder of a finished run"
         )
+    if _is_safetensors(content):
+        raise CheckpointError(
+            f"{path} is a safetensors file of another name; rename it to {path.with_suffix('.safetensors').name}"
+        )
     state = _state_dict(load_pth(content, str(path)), path)
     # Views can repeat the same few numbers without end.
     if sum(value.numel() * value.element_size() for value in state.values()) > 2 * len(content):
@@ -132,7 +136,9 @@ def load_into(net: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
     # Files from before torch 0.4.1 have no batch counters; torch fills them in.
     counters = {key for key in wanted if key.endswith("num_batches_tracked")}
     missing = [key for key in wanted if key not in given and key not in counters]
-    unexpected = [key for key in given if key not in wanted]
+    unexpected = sorted(
+        given.keys() - wanted.keys()
+    )  # files are read in an order that differs between processes
     wrong = [key for key in wanted if key in given and given[key] != wanted[key]]
     if missing or unexpected or wrong:
         difference = (
@@ -180,6 +186,11 @@ def classes_in(state: Mapping[str, Tensor]) -> int | None:
         if key in state and state[key].ndim == 1 and 0 < len(state[key]) <= MAX_CLASSES:
             return len(state[key])
     return None
+
+
+def _is_safetensors(content: bytes) -> bool:
+    """Whether a file begins as safetensors do: with the length of a header in JSON, and the header."""
+    return content[8:9] == b"{" and int.from_bytes(content[:8], "little") <= len(content) - 8
 
 
 def _metadata(header: bytes) -> dict[str, str]:

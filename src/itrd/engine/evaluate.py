@@ -24,12 +24,14 @@ def evaluate(
     precision: str = "fp32",
     batch_size: int | None = None,
     team: Team = ALONE,
+    *,
+    finite: bool = False,
 ) -> dict[str, float]:
     """Top-1 and top-5 accuracy in percent and mean cross-entropy (``top1``, ``top5``, ``loss``).
 
     The network is called plainly on unaugmented images, in eval mode; then every module has its mode back. The
     processes of a team, which all call this, take turns in the batches. Without images there is nothing to tell:
-    ``{}``.
+    ``{}``. An image whose largest logit is not finite is not counted as right.
 
     Args:
         net: the network.
@@ -38,19 +40,29 @@ def evaluate(
         batch_size: images per forward pass; None for 500 of up to 64 x 64 pixels (2,000 on a GPU), and
             fewer larger ones.
         team: the processes that share the work.
+        finite: refuse logits that are not finite.
 
     Raises:
-        UserError: the network has fewer classes than the images.
+        UserError: the network has fewer classes than the images, or gives logits that are not finite.
     """
     if not len(images):
         return {}
-    # Of images right by top-1, by top-5, losses, and images: counted, so that equal accuracies are equal numbers.
-    sums = torch.zeros(4, dtype=torch.float64, device=images.device)
+    # Of images right by top-1, by top-5, losses, images that are not finite, and images: counted, so that equal
+    # accuracies are equal numbers.
+    sums = torch.zeros(5, dtype=torch.float64, device=images.device)
     for logits, labels in _outputs(net, images, precision, batch_size, team):
         loss = F.cross_entropy(logits, labels).double() * len(labels)
-        sums += torch.stack([*hits(logits, labels).values(), loss, torch.full_like(loss, len(labels))])
+        whole = logits.amax(dim=1).isfinite()  # a class may be ruled out with minus infinity
+        right = hits(logits, labels.where(whole, -1))  # topk takes NaN for the largest
+        broken = (~whole).sum()
+        sums += torch.stack([*right.values(), loss, broken, torch.full_like(loss, len(labels))])
     team.sum([sums])
-    top1, top5, losses, count = sums.tolist()
+    top1, top5, losses, wrong, count = sums.tolist()
+    if finite and wrong:
+        raise UserError(
+            f"the network gives logits that are not finite for {int(wrong):,} of {int(count):,} images, so its "
+            "accuracy says nothing; its weights are damaged, or its images are of another kind: use another one"
+        )
     return {"top1": 100 * top1 / count, "top5": 100 * top5 / count, "loss": losses / count}
 
 

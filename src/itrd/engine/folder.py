@@ -26,8 +26,9 @@ from filelock import FileLock, Timeout
 
 from itrd.engine.config import RunConfig
 from itrd.engine.yaml_text import MAX_BYTES, load_yaml
-from itrd.errors import RunFolderError
+from itrd.errors import RunFolderError, UserError
 from itrd.files import PARTIAL, read_json, read_limited, remove_partial_files, write_atomically, write_json
+from itrd.methods import create_objective
 
 
 class RunFolder:
@@ -157,9 +158,16 @@ _PLACES = frozenset({"data", "teacher", "teacher_logits", "model", "student"})
 
 
 def _same(key: str, held: Any, given: Any) -> bool:
-    """Whether two values of a setting mean the same: of a path, other spellings do."""
-    if held == given or key not in _PLACES or not (isinstance(held, str) and isinstance(given, str)):
+    """Whether two values of a setting mean the same: of a path and of a loss, other spellings do."""
+    if held == given or not (isinstance(held, str) and isinstance(given, str)):
         return held == given
+    if key == "method":
+        try:
+            return create_objective(held).describe() == create_objective(given).describe()
+        except UserError:  # a method of the user's, or a name of another version
+            return False
+    if key not in _PLACES:
+        return False
     first, second = (re.split("[:@]", text) for text in (held, given))  # NAME:FILE and LIBRARY:NAME@FILE, too
     return len(first) == len(second) and all(map(_same_place, first, second))
 

@@ -11,14 +11,15 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from itrd.data.datasets import ImageDataset
 from itrd.engine import hubs, zoo
-from itrd.engine.checkpoint import MAX_CLASSES, classes_in, load_into, read_weights
+from itrd.engine.checkpoint import MAX_CLASSES, classes_in, fitting_architectures, load_into, read_weights
 from itrd.engine.config import TrainConfig
 from itrd.engine.record import Result
 from itrd.errors import CheckpointError, UserError
-from itrd.files import sha256_of
+from itrd.files import read_json, sha256_of
 from itrd.models import BENCHMARK_MODELS, create_model, list_models
 from itrd.models.observe import last_linear
 from itrd.seeds import derive
@@ -62,12 +63,12 @@ class TrainedNetwork:
 
 
 # Settings of a reading that decide which images are for training and which for the test, and their types.
-_WHICH_IMAGES = {"val_fraction": float, "test_split": str, "image_column": str, "label_column": str}
+WHICH_IMAGES = {"val_fraction": float, "test_split": str, "image_column": str, "label_column": str}
 
 
 def reading_of(data: ImageDataset) -> dict[str, Any]:
     """Return how a dataset was divided into training and test images, as far as settings decide it."""
-    asked = {name: getattr(data.reading, name, None) for name in _WHICH_IMAGES}
+    asked = {name: getattr(data.reading, name, None) for name in WHICH_IMAGES}
     if "val_fraction" not in data.facts:  # it has test images of its own
         del asked["val_fraction"]
     return {name: value for name, value in asked.items() if value is not None}
@@ -75,6 +76,8 @@ def reading_of(data: ImageDataset) -> dict[str, Any]:
 
 def load_network(spec: str) -> TrainedNetwork:
     """Load a trained network from a run folder, a file, ``NAME:FILE``, or by name, also of :mod:`itrd.engine.hubs`.
+
+    A folder that `itrd export` wrote is taken for its ``model.safetensors``.
 
     A name is looked up in the zoo (:mod:`itrd.engine.zoo`) first, then among the published teachers' files under
     ``save/models``, then in the run folder that ``itrd train --model NAME`` leaves. A file of the zoo must be the one
@@ -117,12 +120,17 @@ def load_network(spec: str) -> TrainedNetwork:
             raise CheckpointError(f"{path} holds several runs; name one of them, as in {runs[0].parent}")
         if (path / "config.yaml").is_file() and not (path / "last.safetensors").is_file():
             raise CheckpointError(f"the run in {path} is not finished; continue it with --resume first")
-        path = path / "last.safetensors"
+        path = _weights_in(path)
     if not path.is_file():
         raise CheckpointError(f"no checkpoint at {path}; give a run folder, a .pth or a .safetensors file")
     if path == in_zoo or zoo.is_in_zoo(path):
         zoo.read_card(path)
     state, metadata = read_weights(path)
+    if metadata.get("format", "").startswith("itrd-packed"):
+        raise CheckpointError(
+            f"{path} is a binary network packed into bits, which is for inference alone: run it with "
+            "itrd.export.packed.load_packed(), or give the weights that it was packed from"
+        )
     state = zoo.single(state)
     arch = arch or metadata.get("arch") or architecture_from_path(path) or ""
     # hf: would fetch what the file names, so its user must name it.
@@ -134,6 +142,12 @@ def load_network(spec: str) -> TrainedNetwork:
             "Python, load the file into it (safetensors.torch.load_model), and pass the network itself"
         )
     if not trained_here and arch not in list_models():
+        fitting = fitting_architectures(state)
+        if fitting:
+            choices = " or ".join(f"{name}:{path}" for name in fitting)
+            raise UserError(
+                f"{path} does not name its architecture; it fits {' or '.join(fitting)}: write {choices}"
+            )
         raise UserError(
             f"cannot tell the architecture of {path}; write NAME:{path}, NAME from `itrd models`, or "
             + (f"{arch}@{path}" if hubs.is_hub(arch) else f"timm:NAME@{path} for a network of timm")
@@ -149,6 +163,25 @@ def load_network(spec: str) -> TrainedNetwork:
     return TrainedNetwork(
         net.eval(), arch, num_classes, str(path), sha256_of(path), **_training_images(metadata, str(path))
     )
+
+
+def _weights_in(folder: Path) -> Path:
+    """Return the weights in the folder of a run, or in one that `itrd export` wrote."""
+    last, exported = folder / "last.safetensors", folder / "model.safetensors"
+    if last.is_file():
+        return last
+    try:
+        about = read_json(folder / "config.json")
+    except (OSError, ValueError):
+        return last
+    if not isinstance(about, dict) or "weights_sha256" not in about:  # other libraries have such a file, too
+        return last
+    if not exported.is_file():
+        raise CheckpointError(
+            f"{folder} is an export without {exported.name}; add it with `itrd export --format safetensors`, or give "
+            "the folder of the run that was exported"
+        )
+    return exported
 
 
 def _of_library(hub: hubs.HubNetwork) -> TrainedNetwork:
@@ -194,7 +227,7 @@ def _said(
 
 def _is_reading(said: Any) -> bool:
     return isinstance(said, dict) and all(
-        type(value) is _WHICH_IMAGES.get(name) for name, value in said.items()
+        type(value) is WHICH_IMAGES.get(name) for name, value in said.items()
     )
 
 
@@ -225,16 +258,18 @@ def starting_network(name: str, num_classes: int, seed: int) -> TrainedNetwork:
         file's.
 
     Raises:
-        CheckpointError: the weights are damaged, unsafe or of another network.
+        CheckpointError: the weights are damaged, unsafe, not finite or of another network.
     """
     torch.manual_seed(derive(seed, "weights"))
     if hubs.is_hub(name):
         hub = hubs.build(name, num_classes)
+        _check_finite(hub.net, hub.source)
         return replace(_of_library(hub), num_classes=hub.held_classes or num_classes)
     if ":" not in name:
         net = create_model(name, num_classes)
         return TrainedNetwork(net, name, num_classes, f"{name} (fresh)", None, None)
     trained = load_network(name)
+    _check_finite(trained.net, trained.source)
     if trained.num_classes == num_classes:
         return trained
     net = create_model(trained.arch, num_classes)
@@ -243,6 +278,30 @@ def starting_network(name: str, num_classes: int, seed: int) -> TrainedNetwork:
     kept = {key: value for key, value in state.items() if not key.startswith(f"{classifier}.")}
     net.load_state_dict(kept, strict=False)
     return replace(trained, net=net)
+
+
+def _check_weights_there(role: str, net: nn.Module) -> None:
+    held = [*net.named_parameters(), *net.named_buffers()]
+    lazy = next((name for name, value in held if is_lazy(value)), None)
+    if lazy is not None:
+        raise UserError(
+            f"the {role} {type(net).__name__} has lazy modules, whose weights are not there yet ({lazy}); run one "
+            "batch of images through it first"
+        )
+    meta = next((name for name, value in held if value.is_meta), None)
+    if meta is not None:
+        raise UserError(
+            f"the {role} {type(net).__name__} is on the meta device, where weights have no values ({meta}); make room "
+            "with to_empty(device='cpu') and load its weights with load_state_dict() first"
+        )
+
+
+def _check_finite(net: nn.Module, source: str) -> None:
+    for key, value in net.state_dict().items():
+        if isinstance(value, torch.Tensor) and not bool(value.isfinite().all()):
+            raise CheckpointError(
+                f"training cannot start from {source}: {key} has numbers that are not finite; use another file"
+            )
 
 
 def given_network(role: str, net: Any, *, names: bool = True) -> Any:
@@ -254,9 +313,10 @@ def given_network(role: str, net: Any, *, names: bool = True) -> Any:
         names: whether text is accepted.
 
     Raises:
-        UserError: it is neither.
+        UserError: it is neither, or a network without weights.
     """
     if isinstance(net, nn.Module):
+        _check_weights_there(role, net)
         return net
     if names and isinstance(net, (str, os.PathLike)):
         return os.fspath(net)

@@ -95,10 +95,11 @@ class DistillTask(nn.Module):
         """Build the objective's trainable modules from the shapes that a few images give.
 
         Raises:
-            UserError: a network does not take the images, does not give what a method reads, the student has too few
-                classes or, for a method that compares logits, others than the teacher, or the teacher's outputs are not
-                finite.
+            UserError: a network does not take the images, does not give what a method reads, the student is frozen, has
+                too few classes or, for a method that compares logits, others than the teacher, or the teacher's outputs
+                are not finite.
         """
+        _check_trainable(self.student)
         # Also one that is not set up, because the teacher's logits are given.
         self.objective.to(images.device)
         with examined("student", self.student, images):
@@ -123,7 +124,7 @@ class DistillTask(nn.Module):
         _check_finite(self.teacher, teacher)
         net = plain(self.teacher)
         self.objective.setup(Setup(student, teacher, self.student, net, num_classes, train_labels))
-        self.objective.to(images.device)
+        self.objective.to(images.device, torch.promote_types(student.logits.dtype, torch.float32))
         if self._fold_teacher and isinstance(self.teacher, FeatureNet) and self.taps is None:
             self._observe_teacher = fold_batch_norms(self.teacher, images).observe
 
@@ -238,6 +239,14 @@ def _check_separate(student: nn.Module, teacher: nn.Module) -> None:
         raise UserError(
             f"teacher and student are the same module or share parameters ({shared[0]}), and the teacher's are "
             "frozen; give the student parameters of its own, for example by copy.deepcopy"
+        )
+
+
+def _check_trainable(student: nn.Module) -> None:
+    if not any(parameter.requires_grad for parameter in student.parameters()):
+        raise UserError(
+            f"no parameter of the student {type(plain(student)).__name__} asks for a gradient, so there is nothing to "
+            "train; call requires_grad_() on it, or on the part that is to be trained"
         )
 
 

@@ -12,6 +12,8 @@ One folder holds one network for images of one size, in any of these formats.
 
 from __future__ import annotations
 
+import json
+import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -23,7 +25,7 @@ from torch import nn
 
 from itrd.data import describe_dataset, list_datasets, load_dataset
 from itrd.engine.checkpoint import save_weights, sha256_of_weights
-from itrd.engine.networks import TrainedNetwork, load_network
+from itrd.engine.networks import WHICH_IMAGES, TrainedNetwork, given_network, load_network
 from itrd.errors import DataError, RunFolderError, UserError
 from itrd.export.card import model_card
 from itrd.export.lineage import WEIGHTS, published, record_of
@@ -39,6 +41,7 @@ from itrd.export.programs import (
     write_torch,
 )
 from itrd.files import read_json, sha256_of, write_atomically, write_json
+from itrd.models.base import name_of
 from itrd.models.observe import examined
 
 Format = Literal["safetensors", "onnx", "torch_export", "packed"]
@@ -97,7 +100,8 @@ def export_model(
         std: likewise.
         normalise: make the normalisation part of the program, which then takes pixels in [0, 1].
         opset: operator set of ONNX (default: the exporter's own).
-        record: the run that the weights are from, as :attr:`itrd.engine.record.Result.record` has it.
+        record: the run that the weights are from, as :attr:`itrd.engine.record.Result.record` has it; of a network with
+            as many parameters.
         which: of the run's weights: ``last``, ``best``, or ``ema``, the moving average after the last epoch.
         licence: of the weights, as the Hugging Face Hub names licences.
         class_names: in the order of the logits (default: what the record says).
@@ -112,6 +116,19 @@ def export_model(
     _check(format, normalise, opset)
     if which not in WEIGHTS:
         raise UserError(f"which must be one of {', '.join(WEIGHTS)}, got {which!r}")
+    if isinstance(net, (str, os.PathLike)):
+        raise UserError(
+            f"export_model() writes a network that is built, and {os.fspath(net)!r} names one; write that with "
+            "itrd.export.export_trained(), or with `itrd export --model`"
+        )
+    given_network("network", net, names=False)
+    parameters = sum(p.numel() for p in net.parameters())
+    told = (record or {}).get("parameters", parameters)
+    if told != parameters:
+        raise UserError(
+            f"the record is of a network of {told:,} parameters, and {name_of(net)} has {parameters:,}; give the "
+            "record of the run that trained it, or none"
+        )
     folder = Path(out)
     known = (record or {}).get("data", {})
     mean = known.get("mean") if mean is None else [float(x) for x in mean]
@@ -128,7 +145,7 @@ def export_model(
         "arch": getattr(net, "arch", "") or type(net).__name__,
         "num_classes": num_classes,
         "class_names": list(class_names or known.get("class_names", ())),
-        "parameters": sum(p.numel() for p in net.parameters()),
+        "parameters": parameters,
         "image_shape": list(image_shape),
         "mean": None if mean is None else list(mean),
         "std": None if std is None else list(std),
@@ -288,16 +305,23 @@ def _files_held(folder: Path, about: Mapping[str, Any]) -> dict[str, Any]:
 
 # --- one writer a format: (classifier, file, what is known, operator set) -> (comparison, what else to say) ----------
 
+_SAID_OF_DATA = {"data": "name", "image_size": "image_size", "undivided": "undivided"}
 _Written = tuple[Agreement | None, dict[str, Any]]
 
 
 def _metadata(about: Mapping[str, Any]) -> dict[str, str]:
     """What a file says of itself, in the words of a run folder's weights."""
     record = about["record"] or {}
+    data, settings = record.get("data", {}), record.get("settings", {})
     said = {"arch": about["arch"], "num_classes": about["num_classes"]}
-    if "name" in record.get("data", {}):
-        said["data"] = record["data"]["name"]
-    normalisation = record.get("settings", {}).get("normalisation", "dataset")
+    said |= {key: data[name] for key, name in _SAID_OF_DATA.items() if data.get(name) is not None}
+    # How the images were divided, so that no accuracy is measured on those of the training.
+    reading = {name: (data if name == "val_fraction" else settings).get(name) for name in WHICH_IMAGES}
+    if any(value is not None for value in reading.values()):
+        said["reading"] = json.dumps({name: value for name, value in reading.items() if value is not None})
+    if about["class_names"]:
+        said["class_names"] = json.dumps(about["class_names"])
+    normalisation = settings.get("normalisation", "dataset")
     if normalisation != "dataset":
         said["normalisation"] = normalisation
     return {key: str(value) for key, value in said.items()}

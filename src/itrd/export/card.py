@@ -160,8 +160,12 @@ def _input(config: Config) -> str:
             text
             + ", normalised as in training. Mean and standard deviation were not known when it was exported."
         )
-    text += f", less the mean {_numbers(config['mean'])}, divided by the standard deviation {_numbers(config['std'])}"
+    mean, std = _numbers(config["mean"]), _numbers(config["std"])
+    normalised = f"less the mean {mean}, divided by the standard deviation {std}"
     baked = [name for name, entry in config["files"].items() if entry["input"] != "normalised pixels"]
+    if len(baked) == len(config["files"]):
+        return f"{text} and nothing else. The program itself normalises them: {normalised}."
+    text += f", {normalised}"
     if baked:
         return (
             text

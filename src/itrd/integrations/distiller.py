@@ -96,7 +96,8 @@ class Distiller(nn.Module):
             teacher_taps=teacher_taps,
         )
         labels = torch.empty(0, dtype=torch.int64) if train_labels is None else train_labels
-        self.task.setup(example, self._count_classes(example), labels.to(device))
+        self._num_classes = self._count_classes(example)
+        self.task.setup(example, self._num_classes, labels.to(device))
         for first, _ in objective.first_stages():
             raise UserError(
                 f"method {first.name!r} trains parts of the networks in a stage of its own before the student's "
@@ -127,7 +128,7 @@ class Distiller(nn.Module):
 
         Args:
             images: (B, C, H, W), normalised as both networks expect.
-            labels: (B,) int64.
+            labels: (B,) int64, from 0 to K - 1; looked at on a CPU alone, because a GPU would have to be waited for.
             indices: (B,) int64 positions of the samples in the training set; for methods that keep something
                 for every sample.
 
@@ -136,8 +137,10 @@ class Distiller(nn.Module):
             the loss by name, both detached.
 
         Raises:
-            UserError: the method needs indices.
+            UserError: the method needs indices, or the labels are of another form.
         """
+        if self.objective.labelled:
+            self._check_labels(labels, len(images))
         if indices is None:
             if self.objective.per_sample:
                 raise UserError(
@@ -152,6 +155,21 @@ class Distiller(nn.Module):
     def logits(self, images: Tensor) -> Tensor:
         """Return the student's logits (B, K), in the mode it is in."""
         return logits_of(self.student(images))
+
+    def _check_labels(self, labels: Tensor, count: int) -> None:
+        expected = f"labels must be the numbers of the classes, int64 of shape ({count},)"
+        if labels.ndim != 1 or len(labels) != count or labels.dtype != torch.int64:
+            raise UserError(
+                f"{expected}, not {labels.dtype} of shape {tuple(labels.shape)}; convert them with .long(), and give "
+                "one class an image, since mixed labels are not supported"
+            )
+        if labels.device.type == "cpu" and count and not torch.compiler.is_compiling():
+            lowest, highest = map(int, labels.aminmax())
+            if lowest < 0 or highest >= self._num_classes:
+                raise UserError(
+                    f"{expected} from 0 to {self._num_classes - 1}, and there is a label "
+                    f"{lowest if lowest < 0 else highest}; leave images without a label out"
+                )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         if self.task.teacher is not None:  # outside of the module tree, and yet to follow .to(device)

@@ -117,7 +117,7 @@ def create_objective(method: str | Method | Objective, ce_weight: float | None =
 
     Raises:
         UserError: it is of another type, the notation is not understood, a method refuses a setting, a weight is no
-            number, or the cross-entropy has two weights.
+            finite number, or negative, or the cross-entropy has two weights.
         UnknownNameError: no such method.
     """
     from itrd.methods.objective import Objective

@@ -7,7 +7,7 @@ its name, its paper and what it reads, and implement :meth:`Method.terms`. Every
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -154,6 +154,15 @@ class Method(nn.Module):
             module.eval().requires_grad_(False)
         return self
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Convert the method's own modules, but to no less than float32: their inputs are promoted to that."""
+
+        def kept(x: Tensor) -> Tensor:
+            converted = fn(x)
+            return x.to(converted.device) if converted.dtype in _HALF and x.dtype not in _HALF else converted
+
+        return super()._apply(kept, recurse)
+
     def term_weights(self) -> Mapping[str, float]:
         """Weight of each term inside the method's loss; a term that is not named has weight 1."""
         return {}
@@ -170,6 +179,9 @@ class Method(nn.Module):
     ) -> dict[str, Tensor]:
         """Check, connect, promote to at least float32, and compute :meth:`terms` (or those of the first stage).
 
+        Without automatic casting, everything is brought to the type of the student's logits, or to float32 where that
+        is half precision: the type of the method's own modules.
+
         The teacher's outputs are detached first: nothing that a method does can reach the teacher, while a
         trainable head on the teacher's side still gets its gradient.
 
@@ -181,7 +193,8 @@ class Method(nn.Module):
         student, teacher = student.only(self.reads), teacher.only(self.reads).map(torch.Tensor.detach)
         device = student.logits.device.type
         if not torch.is_autocast_enabled(device):  # then nothing else brings the inputs to the weights' type
-            student, teacher = student.map(at_least_float32), teacher.map(at_least_float32)
+            kind = torch.promote_types(student.logits.dtype, torch.float32)
+            student, teacher = student.map(lambda x: x.to(kind)), teacher.map(lambda x: x.to(kind))
         connect = self.first_stage_connect if first_stage else self.connect
         terms = self.first_stage_terms if first_stage else self.terms
         student, teacher = connect(student, teacher)
@@ -242,6 +255,7 @@ class Method(nn.Module):
         return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
 
 
+_HALF = (torch.float16, torch.bfloat16)
 _MISSING = {
     "logits": "it must return them",
     "embedding": "it has no linear layer whose input it would be; name a module with --{side}_taps embedding=PATH",
@@ -252,4 +266,4 @@ _MISSING = {
 
 def at_least_float32(x: Tensor) -> Tensor:
     """Promote half precision to float32; leave float32 and float64 alone."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    return x.float() if x.dtype in _HALF else x

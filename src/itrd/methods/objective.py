@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import numbers
 from collections.abc import Sequence
 from typing import Any
@@ -29,7 +30,8 @@ class Objective(nn.Module):
         ce_weight: weight of the cross-entropy.
 
     Raises:
-        UserError: something is no method, or does not say its name or what it reads, or a weight is no number.
+        UserError: something is no method, or does not say its name or what it reads, or a weight is no finite number,
+            or negative.
 
     Attributes:
         label_smoothing: part of a label's probability that the cross-entropy spreads evenly over all classes.
@@ -212,8 +214,7 @@ class Objective(nn.Module):
     def describe(self) -> str:
         """Write the loss out in the notation of :mod:`itrd.methods.expression`.
 
-        :func:`itrd.methods.create_objective` reads it again if all weights are finite and none is negative, and all
-        methods are the library's.
+        :func:`itrd.methods.create_objective` reads it again if all methods are the library's.
         """
         parts = [f"{_shortest(self.ce_weight)}*ce"]
         for weight, method in zip(self.weights, self._methods(), strict=True):
@@ -246,7 +247,13 @@ def _number(weight: Any, what: str) -> float:
     """Return a weight as Python's own number, which is written without the name of a type."""
     if isinstance(weight, bool) or not isinstance(weight, numbers.Real):
         raise UserError(f"{what} must be a number, not {type(weight).__name__} {weight!r}")
-    return float(weight)
+    try:
+        number = float(weight)
+    except OverflowError:  # a whole number of hundreds of digits
+        number = math.inf
+    if not 0 <= number < math.inf:
+        raise UserError(f"{what} must be a finite number that is not negative, got {number}")
+    return number
 
 
 def _shortest(weight: float) -> str:

@@ -135,6 +135,14 @@ def examined(role: str, net: nn.Module, images: Tensor) -> Iterator[None]:
     shape = "x".join(map(str, images.shape[1:]))
     flags = {"teacher": " or add --teacher_size", "student": " or another --image_size"}
     advice = f"choose another network{flags.get(role, '')}"
+    kind = next((p.dtype for p in net.parameters() if p.is_floating_point()), images.dtype)
+    if kind != images.dtype:
+        mend = (
+            ".float() makes the weights float32"
+            if images.dtype == torch.float32
+            else "bring both to one type"
+        )
+        advice = f"its weights are {kind} and the images {images.dtype}; {mend}"
     with (
         in_eval_mode(net),
         torch.no_grad(),
