@@ -13,6 +13,7 @@ from itrd.bench.cells import Cell, Selection, cells_of, config_of
 from itrd.bench.costs import Costs, multiply_adds
 from itrd.bench.ledger import Ledger
 from itrd.bench.tracks import TEACHER, Track, list_tracks, load_track
+from itrd.cli import main
 from itrd.engine.config import DistillConfig
 from itrd.engine.provenance import hardware
 from itrd.errors import UserError
@@ -189,6 +190,26 @@ def test_costs_count_first_stages(method: str) -> None:
     costs = Costs(track, [], "cpu")
     with_stage, without = (costs.of(Cell("smoke", "resnet20", "resnet8", m, 0)) for m in (method, "kd"))
     assert with_stage.seconds / without.seconds == pytest.approx((12 + 2) / 12)
+
+
+def test_records_from_before_a_track_was_changed_are_pointed_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    cell = Cell("mine", None, "resnet8", "none", 0)
+    text = (
+        "name: mine\ntitle: x\ndata: cifar100\npairs: [[resnet20, resnet8]]\nwaves: [{methods: [none], seeds: [0]}]\n"
+        "student: {epochs: 3, milestones: [150, 180, 210]}\n"
+    )
+    synthetic.write(Path("results"), cell, synthetic.record(cell, 3))
+    Path("mine.yaml").write_text(text)
+    assert main(["bench", "plan", "--track", "mine.yaml"]) == 0
+    assert capsys.readouterr().err == ""
+    Path("mine.yaml").write_text(text.replace("epochs: 3", "epochs: 4"))
+    assert main(["bench", "plan", "--track", "mine.yaml"]) == 0
+    error = capsys.readouterr().err
+    assert "1 record not of the settings that track mine has now" in error
+    assert "(epochs 3, not 4)" in error
 
 
 def test_records_of_unknown_networks_tell_no_rate(tmp_path: Path) -> None:

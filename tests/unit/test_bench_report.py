@@ -236,6 +236,27 @@ def test_records_that_lie_are_left_out(tmp_path: Path, capsys: pytest.CaptureFix
     assert capsys.readouterr().err.count("left out") == 8
 
 
+def test_groups_that_are_mixed_or_of_another_track_are_pointed_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cells = [Cell("mine", "resnet20", "resnet8", "kd", seed) for seed in (0, 1)]
+    for cell, epochs in zip(cells, (2, 3), strict=True):
+        synthetic.write(tmp_path, cell, synthetic.record(cell, epochs))
+    short = Cell("smoke", None, "resnet8", "none", 0)
+    synthetic.write(tmp_path, short, synthetic.record(short, 1))
+    out = tmp_path / "r.html"
+    assert main(["report", "--results", str(tmp_path), "--out", str(out)]) == 0
+    error = capsys.readouterr().err
+    said = [
+        "resnet20 → resnet8, kd: runs that differ in epochs (2, 3)",
+        "resnet8, none: 1 of 1 are not of this track (epochs 1, not 12)",
+    ]
+    notes = " ".join(track["note"] for track in data_of(out.read_text())["tracks"])
+    for text in (error, notes, (tmp_path / "r.md").read_text()):
+        assert all(warning in text for warning in said)
+    assert "kd: runs that differ" in choice_table(TrackSummary("mine", Ledger(tmp_path).runs("mine")))
+
+
 def test_curves_are_thinned_evenly() -> None:
     values = [float(i) for i in range(1, 241)]
     everything = packed(values, 240)

@@ -6,6 +6,7 @@ import json
 import math
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 from itrd.bench.cells import Cell, cells_of, config_of
 from itrd.bench.documents import DocumentError, refreshed
 from itrd.bench.ledger import Ledger
+from itrd.bench.likeness import differences, key_of, standard
 from itrd.bench.record import RecordError, cell_of, columns, parse
 from itrd.bench.tracks import list_tracks, load_track
 from itrd.engine.zoo import ZOO, read_card
@@ -27,6 +29,9 @@ def check_ledger(ledger: Ledger, zoo: Path = ZOO) -> list[str]:
     faults: list[str] = []
     cells: dict[Cell, Path] = {}
     teachers: dict[tuple[str, str], dict[str, Path]] = {}
+    groups: dict[
+        Cell, dict[str, Path]
+    ] = {}  # a cell without its seed -> what its records are, and one of each
     if not ledger.root.is_dir():
         return [f"{ledger.root}: no such folder"]
     for path in sorted(ledger.root.rglob("*")):
@@ -46,6 +51,12 @@ def check_ledger(ledger: Ledger, zoo: Path = ZOO) -> list[str]:
         if wrong:
             continue
         cell = cell_of(record, path)
+        known_track = standard(cell.track)
+        wrong = known_track.faults(cell, record) if known_track is not None else []
+        if wrong:
+            faults.append(f"{path}: not a run of track {cell.track}: {'; '.join(wrong)}")
+            continue
+        groups.setdefault(replace(cell, seed=0), {}).setdefault(key_of(record), path)
         if cell in cells:
             faults.append(f"{path}: the same cell as {cells[cell]}")
         cells.setdefault(cell, path)
@@ -57,6 +68,12 @@ def check_ledger(ledger: Ledger, zoo: Path = ZOO) -> list[str]:
         if len(known) > 1:
             shown = ", ".join(str(path) for path in list(known.values())[:3])
             faults.append(f"{track}: students of {teacher} had {len(known)} different teachers: {shown}")
+    for kinds in groups.values():
+        if len(kinds) > 1:
+            shown = ", ".join(str(path) for path in list(kinds.values())[:3])
+            faults.append(
+                f"{shown}: runs of one cell that differ in more than the seed: {differences(kinds)}"
+            )
     return faults + [f"{path}: changed; records are never rewritten" for path in _rewritten(ledger.root)]
 
 

@@ -40,13 +40,15 @@ def plan(
     """
     from itrd.bench.ledger import Ledger
     from itrd.bench.schedule import plan as make_plan
-    from itrd.cli.benching import counted, duration, selected
+    from itrd.cli.benching import counted, duration, selected, warn_of_others
     from itrd.cli.commands import show_table, text_table
 
     if rows < 0:
         raise UserError(f"rows must be 0 (all of them) or more, got {rows}")
     chosen, cells = selected(track, pairs, methods, seeds)
-    lines = make_plan(chosen, cells, Ledger(Path(results)), runs=Path(out), zoo=Path(zoo), device=device)
+    ledger = Ledger(Path(results))
+    lines = make_plan(chosen, cells, ledger, runs=Path(out), zoo=Path(zoo), device=device)
+    warn_of_others(chosen, cells, ledger)
     table = text_table("", "cell", "state", "cost", "basis", "top-1")
     listed = [(number, line) for number, line in enumerate(lines, 1) if all or line.state != "done"]
     for number, line in listed[: rows or None]:
@@ -111,8 +113,9 @@ def run(
     """
     started = time.monotonic()
     from itrd.bench import fleet
+    from itrd.bench.ledger import Ledger
     from itrd.bench.runner import Options
-    from itrd.cli.benching import selected, told
+    from itrd.cli.benching import selected, told, warn_of_others
 
     chosen, cells = selected(track, pairs, methods, seeds)
     if jobs is not None and jobs < 1:
@@ -123,6 +126,7 @@ def run(
         raise UserError("students that train together share one terminal; leave out --progress or --together")
     if not cells:
         raise UserError("no cell is meant by these pairs, methods and seeds together")
+    warn_of_others(chosen, cells, Ledger(Path(results)))
     if budget is not None:  # loading libraries counts
         budget -= time.monotonic() - started
     options = Options(
@@ -184,8 +188,12 @@ def report(
             print(f"updated {path}")
         return
     from itrd.bench.report import write_report
+    from itrd.bench.summary import summaries
 
     for path in write_report(ledger, Path(out), Path(zoo)):
         print(f"written {path} ({path.stat().st_size:,} bytes)")
     for problem in ledger.unreadable.values():
         print(f"itrd: left out: {problem}", file=sys.stderr)
+    for summary in summaries(ledger):
+        for warning in summary.warnings:
+            print(f"itrd: track {summary.name}: {warning}", file=sys.stderr)
