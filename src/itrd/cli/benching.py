@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from itrd.bench.cells import Cell, Selection, cells_of
+from itrd.bench.cells import Cell, Selection, cells_of, check_cells
 from itrd.bench.ledger import Ledger
 from itrd.bench.likeness import Standard
 from itrd.bench.runner import Report
@@ -16,6 +16,7 @@ def selected(
 ) -> tuple[Track, list[Cell]]:
     """Load a track, and choose its cells by comma-separated lists."""
     chosen = load_track(track)
+    check_cells(chosen)
     return chosen, Selection.parse(pairs, methods, seeds).filter(cells_of(chosen), chosen)
 
 
