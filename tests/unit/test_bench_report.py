@@ -311,6 +311,28 @@ def test_the_report_is_refused_where_it_cannot_be_written(capsys: pytest.Capture
     assert "choose another file with --out" in capsys.readouterr().err
 
 
+def test_the_report_is_refused_where_its_folders_are_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["report"]) == 0  # before the first record
+    Path("empty").mkdir()
+    assert main(["report", "--results", "empty"]) == 0
+    cell = Cell("smoke", None, "resnet8", "none", 0)
+    synthetic.write(Path("mine"), cell, synthetic.record(cell, 12))
+    for words, complaint in (
+        (["--out", "same.md"], "give it another ending"),
+        (["--results", "nothing"], "there is no ledger nothing"),
+        (["--results", "mine/smoke"], "name the ledger around it"),
+    ):
+        capsys.readouterr()
+        assert main(["report", *words]) == 2
+        error = capsys.readouterr().err
+        assert complaint in error
+        assert error.count("\n") == 1
+    assert not Path("same.md").exists()
+
+
 @pytest.mark.slow
 def test_twenty_thousand_records(tmp_path: Path) -> None:
     """Full curves of 240 epochs: the report in under 20 seconds, and a page that a browser can hold."""

@@ -180,9 +180,17 @@ def report(
             folders; separated by commas, as in README.md,docs.
     """
     from itrd.bench.documents import markdown_files, update_documents
-    from itrd.bench.ledger import Ledger
+    from itrd.bench.ledger import RESULTS, Ledger
 
+    if Path(out).suffix.lower() == ".md":
+        raise UserError(f"{out} is the page, in HTML; give it another ending, the Markdown is written beside it as .md")
     ledger = Ledger(Path(results))
+    if results != str(RESULTS) and not ledger.root.is_dir():
+        raise UserError(f"there is no ledger {results}; name the folder that holds TRACK/NAME.json with --results")
+    if ledger.root.is_dir() and not ledger.tracks() and any(ledger.root.glob("*.json")):
+        raise UserError(
+            f"{results} holds records itself: it is the folder of one track; name the ledger around it with --results"
+        )
     if update is not None:
         for path in update_documents(markdown_files(update), ledger, Path(zoo)):
             print(f"updated {path}")
