@@ -183,10 +183,14 @@ def report(
     from itrd.bench.ledger import RESULTS, Ledger
 
     if Path(out).suffix.lower() == ".md":
-        raise UserError(f"{out} is the page, in HTML; give it another ending, the Markdown is written beside it as .md")
+        raise UserError(
+            f"{out} is the page, in HTML; give it another ending, the Markdown is written beside it as .md"
+        )
     ledger = Ledger(Path(results))
     if results != str(RESULTS) and not ledger.root.is_dir():
-        raise UserError(f"there is no ledger {results}; name the folder that holds TRACK/NAME.json with --results")
+        raise UserError(
+            f"there is no ledger {results}; name the folder that holds TRACK/NAME.json with --results"
+        )
     if ledger.root.is_dir() and not ledger.tracks() and any(ledger.root.glob("*.json")):
         raise UserError(
             f"{results} holds records itself: it is the folder of one track; name the ledger around it with --results"
