@@ -174,6 +174,7 @@ def test_settings_of_distillation_are_those_of_distilled_cells(tmp_path: Path) -
         ("data: digits", "data: digit", "unknown dataset 'digit'"),
         ("title: x", "title: x\nstudent: {epochs: 0}", "epochs must be at least 1"),
         ("title: x", "title: x\nloss_of: {kd: kd(colour=3)}", "colour"),
+        ("title: x", "title: x\nloss_of: {kd: attention + 0.5*itrd}", "give it another name in loss_of"),
         ("title: x", "title: x\nloss_of: {kd: 1*ce + kd}\nstudent: {ce_weight: 2.0}", "two weights"),
     ],
 )

@@ -139,6 +139,7 @@ def test_any_of_several_best_epochs_may_be_the_best(said: int, tmp_path: Path) -
         (_set("teacher", "sha256"), "abc", "teacher.sha256"),
         (_set("teacher", "arch"), "vgg13", "contradict"),
         (_set("kind"), "train", "contradict"),
+        (_set("objective"), "1*ce + 1*kdsvd(k=1) + 0.5*itrd", "called kd, and its objective"),
         (_set("format"), 3, "format"),
     ],
 )

@@ -12,7 +12,7 @@ from itrd.bench.tracks import ALONE, DISTILLATION, TEACHER, Track, list_tracks
 from itrd.data import list_datasets
 from itrd.engine.config import LIBRARIES, DistillConfig, RunConfig, TrainConfig
 from itrd.errors import UnknownNameError, UserError
-from itrd.methods import create_objective
+from itrd.methods import create_objective, list_methods
 from itrd.models import list_models
 from itrd.recipes import Pair
 
@@ -121,7 +121,13 @@ def check_cells(track: Track) -> None:
     for cell in dict.fromkeys(replace(cell, seed=0) for cell in cells_of(track)):
         config = config_of(track, cell)
         if isinstance(config, DistillConfig):
-            create_objective(config.method, config.ce_weight)
+            objective = create_objective(config.method, config.ce_weight)
+            name = cell.method.partition("@")[0]
+            if name in list_methods() and name not in {method.name for method in objective.methods}:
+                raise UserError(
+                    f"track {track.name} calls the loss {config.method} {cell.method}, which is the name of a method "
+                    "that is not in it; give it another name in loss_of and waves"
+                )
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -21,6 +22,7 @@ from itrd.bench.tracks import list_tracks, load_track
 from itrd.engine.zoo import ZOO, read_card
 from itrd.errors import CheckpointError
 from itrd.files import read_json
+from itrd.methods import METHODS
 
 
 def check_ledger(ledger: Ledger, zoo: Path = ZOO) -> list[str]:
@@ -121,6 +123,13 @@ def _check_place(record: Mapping[str, Any], path: Path) -> list[str]:
         faults.append("cell and settings contradict each other")
     if cell.teacher is not None and cell.teacher != record["teacher"]["arch"]:
         faults.append("cell and teacher contradict each other")
+    method = cell.method.partition("@")[0]
+    if (
+        cell.teacher is not None
+        and method in METHODS
+        and not re.search(rf"\*{method}\b", record["objective"])
+    ):
+        faults.append(f"called {cell.method}, and its objective {record['objective'][:200]} is another")
     label = _published_label(cell.track)
     if label and record["protocol"] != label:
         faults.append(f"not run with the published schedule: labelled {record['protocol']}, not {label}")
