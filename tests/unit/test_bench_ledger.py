@@ -194,6 +194,7 @@ def test_runs_of_one_cell_differ_in_the_seed_alone(
     [
         (KD, _set("settings", "data"), "digits", "data digits, not cifar100"),
         (KD, _set("data", "name"), "digits", "data digits, not cifar100"),
+        (KD, _set("data", "name"), "cifar100[train=50000,test=10000]", None),
         (KD, _set("settings", "batch_size"), 128, "batch_size 128, not 64"),
         (KD, _set("settings", "train_subset"), 60, "train_subset 60, not null"),
         (KD, _set("objective"), "0.1*ce + 0.9*kd(T=2.0)", "objective 0.1*ce + 0.9*kd(T=2.0), not 0.1*ce"),

@@ -77,7 +77,8 @@ class Standard:
         found = essence(record)
         if self._track.data in list_datasets():
             asked, data = record["settings"].get("data"), record.get("data")
-            read = data.get("name") if isinstance(data, dict) else None
+            # Without the sizes of subsets, as in digits[train=60,test=40]: the settings say them.
+            read = str(data.get("name")).partition("[")[0] if isinstance(data, dict) else None
             found["data"] = read if asked == self._track.data else asked
             expected = {**expected, "data": self._track.data}
         return [
