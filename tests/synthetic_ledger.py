@@ -7,9 +7,11 @@ import random
 from pathlib import Path
 from typing import Any
 
-from itrd.bench.cells import Cell, cells_of
+from itrd.bench.cells import Cell, cells_of, config_of
 from itrd.bench.record import encode
-from itrd.bench.tracks import TEACHER, Track, load_track
+from itrd.bench.tracks import TEACHER, Track, list_tracks, load_track
+from itrd.engine.config import DistillConfig
+from itrd.methods import create_objective
 
 HARDWARE = "synthetic, not measured"
 SHA = "0" * 64
@@ -51,28 +53,17 @@ def record(
         }
 
     seconds = sum(curve["seconds"])
+    settings, objective = _settings(cell, epochs)
+    data = str(settings["data"])
     found: dict[str, Any] = {
         "format": 2,
         "protocol": protocol,
-        "settings": {
-            "data": "cifar100",
-            "epochs": epochs,
-            "batch_size": 64,
-            "learning_rate": 0.05,
-            "milestones": [150, 180, 210],
-            "lr_decay": 0.1,
-            "momentum": 0.9,
-            "weight_decay": 0.0005,
-            "nesterov": False,
-            "seed": cell.seed,
-            "precision": "fp32",
-            **({"model": cell.student} if cell.teacher is None else {"student": cell.student}),
-        },
+        "settings": settings,
         "kind": "train" if cell.teacher is None else "distill",
         "cell": cell.as_record(),
-        "data": {"name": "cifar100", "fingerprint": SHA, "train": 50000, "test": 10000},
+        "data": {"name": data, "fingerprint": SHA, "train": 50000, "test": 10000},
         "parameters": 278324,
-        "objective": "1*ce" if cell.teacher is None else f"1*ce + 1*{cell.method}",
+        "objective": objective,
         "device": "cpu",
         "provenance": {"itrd": "0", "commit": None, "python": "3", "torch": "2", "hardware": hardware},
         "command": "none: this record is synthetic",
@@ -89,6 +80,31 @@ def record(
         test = {"top1": 75.0, "top5": 93.0, "loss": 1.0}
         found["teacher"] = {"arch": cell.teacher, "source": "zoo", "sha256": SHA, "test": test}
     return found
+
+
+def _settings(cell: Cell, epochs: int) -> tuple[dict[str, Any], str]:
+    """Settings and objective: those of the track where it is one of the package's and has the cell."""
+    track = load_track(cell.track) if cell.track in list_tracks() else None
+    known = track is not None and cell.method in (TEACHER, *track.methods())
+    if track is not None and known and (cell.teacher is None or (cell.teacher, cell.student) in track.pairs):
+        config = config_of(track, cell).resolved()
+        loss = config.method if isinstance(config, DistillConfig) else "none"
+        return {**config.identity(), "epochs": epochs}, create_objective(loss).describe()
+    settings = {
+        "data": "cifar100",
+        "epochs": epochs,
+        "batch_size": 64,
+        "learning_rate": 0.05,
+        "milestones": [150, 180, 210],
+        "lr_decay": 0.1,
+        "momentum": 0.9,
+        "weight_decay": 0.0005,
+        "nesterov": False,
+        "seed": cell.seed,
+        "precision": "fp32",
+        **({"model": cell.student} if cell.teacher is None else {"student": cell.student}),
+    }
+    return settings, "1*ce" if cell.teacher is None else f"1*ce + 1*{cell.method}"
 
 
 def write(root: Path, cell: Cell, content: dict[str, Any]) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -104,7 +105,7 @@ def test_runs_are_those_of_the_single_commands(teacher_folder: Path, tmp_path: P
     assert json.loads((tmp_path / "c/comparison.json").read_text())["difference"]["n"] == 3
     assert not list((tmp_path / "c").glob(".*"))
     with pytest.raises(RunFolderError, match="already holds this run; continue it with --resume"):
-        run_seeds(config)
+        run_seeds(dataclasses.replace(config, seeds=3))
 
 
 def test_folders_that_cannot_be_used(teacher_folder: Path, tmp_path: Path) -> None:
@@ -116,6 +117,33 @@ def test_folders_that_cannot_be_used(teacher_folder: Path, tmp_path: Path) -> No
         settings(teacher_folder, seeds=0)
     with pytest.raises(UserError, match="profile records one run"):
         settings(teacher_folder, control=True, profile="x.json")
+
+
+@pytest.mark.parametrize(
+    ("asked", "complaint"),
+    [
+        (
+            {"seed": 7, "control": True, "resume": True},
+            "also holds seed 0, 1, .* --resume --seed 0 --seeds 8,",
+        ),
+        ({"seed": 7, "control": True}, "also holds seed 0, 1, "),
+        (
+            {"seed": 1, "seeds": 2, "control": True, "resume": True},
+            "also holds seed 0, .* --seed 0 --seeds 3,",
+        ),
+        ({"seeds": 2, "resume": True}, "also holds students alone, .* add --control"),
+    ],
+)
+def test_nothing_that_a_comparison_holds_is_left_out(
+    asked: dict[str, Any], complaint: str, teacher_folder: Path, tmp_path: Path
+) -> None:
+    for name in ("seed0", "seed0-alone", "seed1", "seed1-alone"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").write_text("")
+    (tmp_path / "comparison.json").write_text("{}")
+    with pytest.raises(RunFolderError, match=complaint):
+        run_seeds(settings(teacher_folder, out=str(tmp_path), **asked))
+    assert (tmp_path / "comparison.json").read_text() == "{}"
 
 
 # --- what is reported ------------------------------------------------------------------------------------

@@ -136,6 +136,23 @@ def test_resuming_a_finished_run_changes_nothing(
     assert capsys.readouterr().err == "the run is finished already\n"
 
 
+@pytest.mark.parametrize("damage", ["missing", "torn"])
+def test_resuming_a_finished_run_writes_lost_weights_again(
+    damage: str, tmp_path: Path, tiny: dict[str, Any]
+) -> None:
+    settings = {**tiny, "model": "resnet8", "data": "digits", "ema": 0.9}
+    whole_run(settings, tmp_path / "run")
+    files = [tmp_path / "run" / f"{which}.safetensors" for which in ("last", "ema")]
+    before = [path.read_bytes() for path in files]
+    assert before[0] != before[1]
+    result = (tmp_path / "run" / "result.json").read_bytes()
+    for path in files:
+        path.unlink() if damage == "missing" else path.write_bytes(path.read_bytes()[:100])
+    resumed(settings, tmp_path / "run")
+    assert [path.read_bytes() for path in files] == before
+    assert (tmp_path / "run" / "result.json").read_bytes() == result
+
+
 def test_a_checkpoint_of_many_epochs_is_read_back(tmp_path: Path, tiny: dict[str, Any]) -> None:
     settings = {**tiny, "model": "resnet8", "data": "digits", "epochs": 40_000}
     with prepared(settings, tmp_path / "run") as trainer:

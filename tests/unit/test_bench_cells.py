@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 import synthetic_ledger as synthetic
-from itrd.bench.cells import Cell, Selection, cells_of, config_of
+from itrd.bench.cells import Cell, Selection, cells_of, check_cells, config_of
 from itrd.bench.costs import Costs, multiply_adds
 from itrd.bench.ledger import Ledger
 from itrd.bench.tracks import TEACHER, Track, list_tracks, load_track
-from itrd.engine.config import DistillConfig
+from itrd.cli import main
+from itrd.engine.config import DistillConfig, TrainConfig
 from itrd.engine.provenance import hardware
 from itrd.errors import UserError
 from itrd.methods import list_methods
@@ -115,6 +116,32 @@ def test_every_cell_is_reproduced_by_its_command() -> None:
         ),
         ("name: x\ntitle: x\ndata: digits\npairs: []\nwaves: []\nsettings: {speed: 3}", "speed"),
         ("name: x\ntitle: x\ndata: digits\npairs: []\nwaves: []\ncolour: red", "colour"),
+        (
+            "name: smoke\ntitle: x\ndata: digits\npairs: []\nwaves: []",
+            "the package's track smoke; give it another",
+        ),
+        (
+            "name: x\ntitle: x\ndata: digits\npairs: []\nwaves: []\nzoo: ../../zz",
+            "zoo is a folder inside the zoo",
+        ),
+        ("name: x\ntitle: x\ndata: digits\npairs: []\nwaves: []\nzoo: /zz", "zoo is a folder inside the zoo"),
+        ("name: x\ntitle: x\ndata: digits\npairs: []\nwaves: []\nzoo: 3", "zoo is a folder inside the zoo"),
+        (
+            "name: x\ntitle: x\ndata: digits\npairs: []\nwaves: []\nstudent: {seed: 3}",
+            "seed is no setting of a track",
+        ),
+        (
+            "name: x\ntitle: x\ndata: digits\npairs: []\nwaves: []\nsettings: {out: x}",
+            "out is no setting of a track",
+        ),
+        (
+            "name: x\ntitle: x\ndata: digits\npairs: []\nwaves: []\nteacher: {data: x}",
+            "data is no setting of a track",
+        ),
+        (
+            "name: x\ntitle: x\ndata: digits\npairs: []\nwaves: []\nteacher: {track: clean}",
+            "belongs into student",
+        ),
     ],
 )
 def test_files_that_are_no_tracks(content: str, complaint: str, tmp_path: Path) -> None:
@@ -122,6 +149,57 @@ def test_files_that_are_no_tracks(content: str, complaint: str, tmp_path: Path) 
     path.write_text(content)
     with pytest.raises(UserError, match=complaint):
         load_track(str(path))
+
+
+MINE = "name: mine\ntitle: x\ndata: digits\npairs: [[resnet20, resnet8]]\nwaves: [{methods: [none, kd], seeds: [0]}]\n"
+
+
+def test_settings_of_distillation_are_those_of_distilled_cells(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(
+        MINE + "settings: {track: clean}\nstudent: {ce_weight: 0.5}\nteacher: {seed: 3}"
+    )
+    track = load_track(str(tmp_path / "mine.yaml"))
+    check_cells(track)
+    teacher, alone, kd = (config_of(track, cell) for cell in cells_of(track))
+    assert isinstance(kd, DistillConfig)
+    assert (kd.track, kd.ce_weight) == ("clean", 0.5)
+    assert (type(teacher), teacher.seed, type(alone), alone.seed) == (TrainConfig, 3, TrainConfig, 0)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "complaint"),
+    [
+        ("resnet8", "resnet9", "unknown model 'resnet9'"),
+        ("resnet20", "resnet21", "unknown model 'resnet21'"),
+        ("data: digits", "data: digit", "unknown dataset 'digit'"),
+        ("title: x", "title: x\nstudent: {epochs: 0}", "epochs must be at least 1"),
+        ("title: x", "title: x\nloss_of: {kd: kd(colour=3)}", "colour"),
+        ("title: x", "title: x\nloss_of: {kd: attention + 0.5*itrd}", "give it another name in loss_of"),
+        ("title: x", "title: x\nloss_of: {kd: 1*ce + kd}\nstudent: {ce_weight: 2.0}", "two weights"),
+    ],
+)
+@pytest.mark.parametrize("verb", ["plan", "run"])
+def test_tracks_that_cannot_be_run_are_refused_at_once(
+    verb: str,
+    before: str,
+    after: str,
+    complaint: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine.yaml").write_text(MINE.replace(before, after))
+    assert main(["bench", verb, "--track", "mine.yaml"]) == 2
+    error = capsys.readouterr().err
+    assert complaint in error
+    assert error.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.yaml"]
+
+
+def test_the_command_of_a_track_of_ones_own_names_a_file() -> None:
+    words = Cell("mine", None, "resnet8", "none", 0).command()
+    assert words == "itrd bench run --track mine.yaml --methods none --pairs resnet8 --seeds 0"
 
 
 def test_unknown_track() -> None:
@@ -189,6 +267,26 @@ def test_costs_count_first_stages(method: str) -> None:
     costs = Costs(track, [], "cpu")
     with_stage, without = (costs.of(Cell("smoke", "resnet20", "resnet8", m, 0)) for m in (method, "kd"))
     assert with_stage.seconds / without.seconds == pytest.approx((12 + 2) / 12)
+
+
+def test_records_from_before_a_track_was_changed_are_pointed_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    cell = Cell("mine", None, "resnet8", "none", 0)
+    text = (
+        "name: mine\ntitle: x\ndata: cifar100\npairs: [[resnet20, resnet8]]\nwaves: [{methods: [none], seeds: [0]}]\n"
+        "student: {epochs: 3, milestones: [150, 180, 210]}\n"
+    )
+    synthetic.write(Path("results"), cell, synthetic.record(cell, 3))
+    Path("mine.yaml").write_text(text)
+    assert main(["bench", "plan", "--track", "mine.yaml"]) == 0
+    assert capsys.readouterr().err == ""
+    Path("mine.yaml").write_text(text.replace("epochs: 3", "epochs: 4"))
+    assert main(["bench", "plan", "--track", "mine.yaml"]) == 0
+    error = capsys.readouterr().err
+    assert "1 record not of the settings that track mine has now" in error
+    assert "(epochs 3, not 4)" in error
 
 
 def test_records_of_unknown_networks_tell_no_rate(tmp_path: Path) -> None:

@@ -139,6 +139,7 @@ def test_any_of_several_best_epochs_may_be_the_best(said: int, tmp_path: Path) -
         (_set("teacher", "sha256"), "abc", "teacher.sha256"),
         (_set("teacher", "arch"), "vgg13", "contradict"),
         (_set("kind"), "train", "contradict"),
+        (_set("objective"), "1*ce + 1*kdsvd(k=1) + 0.5*itrd", "called kd, and its objective"),
         (_set("format"), 3, "format"),
     ],
 )
@@ -153,6 +154,76 @@ def test_faulty_records(
     faults = check_ledger(Ledger(tmp_path))
     assert faults
     assert complaint in faults[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "value", "complaint"),
+    [
+        (_set("settings", "learning_rate"), 0.1, "learning_rate (0.05, 0.1)"),
+        (
+            _set("settings", "label_smoothing"),
+            0.1,
+            "label_smoothing (0.0, 0.1)",
+        ),  # younger than the other record
+        (_set("objective"), "1*ce + 1*kd(T=4.0) + 0.5*itrd", "objective ("),
+        (_set("data", "fingerprint"), "1" * 64, "content of the data ("),
+        (_set("student"), {"sha256": "1" * 64}, "first weights (null, 1"),
+        (_set("settings", "seed"), 1, None),
+        (_set("settings", "teacher"), "runs/teacher", None),  # the same one from elsewhere
+        (_set("settings", "flip"), None, None),  # its default, written out
+        (_set("objective"), "1*ce + 1*kd", None),  # from before kd had settings
+    ],
+)
+def test_runs_of_one_cell_differ_in_the_seed_alone(
+    change: Callable[[dict[str, Any], Any], None], value: Any, complaint: str | None, tmp_path: Path
+) -> None:
+    for seed in (0, 1):
+        cell = Cell("mine", "resnet20", "resnet8", "kd", seed)
+        record = synthetic.record(cell, 3, protocol="custom")
+        record["objective"] = "1*ce + 1*kd(T=4.0)"
+        if seed:
+            change(record, value)
+        synthetic.write(tmp_path, cell, record)
+    faults = check_ledger(Ledger(tmp_path))
+    assert len(faults) == (complaint is not None)
+    assert all("differ in more than the seed" in fault and str(complaint) in fault for fault in faults)
+
+
+@pytest.mark.parametrize(
+    ("cell", "change", "value", "complaint"),
+    [
+        (KD, _set("settings", "data"), "digits", "data digits, not cifar100"),
+        (KD, _set("data", "name"), "digits", "data digits, not cifar100"),
+        (KD, _set("data", "name"), "cifar100[train=50000,test=10000]", None),
+        (KD, _set("settings", "batch_size"), 128, "batch_size 128, not 64"),
+        (KD, _set("settings", "train_subset"), 60, "train_subset 60, not null"),
+        (KD, _set("objective"), "0.1*ce + 0.9*kd(T=2.0)", "objective 0.1*ce + 0.9*kd(T=2.0), not 0.1*ce"),
+        (ALONE, _set("settings", "precision"), "fp32", "precision fp32, not bf16"),
+        (Cell("smoke", "resnet56", "resnet8", "kd", 0), _set("seconds"), 1.0, "no such cell"),
+        (Cell("smoke", "resnet20", "resnet8", "magic", 0), _set("seconds"), 1.0, "no such cell"),
+        (Cell("smoke", None, "resnet20", "none", 0), _set("seconds"), 1.0, "no such cell"),
+        (Cell("smoke", None, "resnet8", "teacher", 0), _set("seconds"), 1.0, "no such cell"),
+        (Cell("smoke", "resnet20", "resnet8", "kd", 7), _set("seconds"), 1.0, None),  # a further seed
+    ],
+)
+def test_records_of_the_packages_tracks_are_what_these_say(
+    cell: Cell,
+    change: Callable[[dict[str, Any], Any], None],
+    value: Any,
+    complaint: str | None,
+    tmp_path: Path,
+) -> None:
+    record = synthetic.record(cell, 12, protocol="custom")
+    change(record, value)
+    path = synthetic.write(tmp_path, cell, record)
+    faults = check_ledger(Ledger(tmp_path))
+    assert len(faults) == (complaint is not None)
+    assert all(f"{path}: not a run of track smoke: " in fault and str(complaint) in fault for fault in faults)
+
+
+def test_a_shorter_run_is_none_of_the_packages_tracks(tmp_path: Path) -> None:
+    path = synthetic.write(tmp_path, KD, synthetic.record(KD, 1, protocol="custom"))
+    assert check_ledger(Ledger(tmp_path)) == [f"{path}: not a run of track smoke: epochs 1, not 12"]
 
 
 def test_faulty_ledgers(tmp_path: Path) -> None:

@@ -236,6 +236,27 @@ def test_records_that_lie_are_left_out(tmp_path: Path, capsys: pytest.CaptureFix
     assert capsys.readouterr().err.count("left out") == 8
 
 
+def test_groups_that_are_mixed_or_of_another_track_are_pointed_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cells = [Cell("mine", "resnet20", "resnet8", "kd", seed) for seed in (0, 1)]
+    for cell, epochs in zip(cells, (2, 3), strict=True):
+        synthetic.write(tmp_path, cell, synthetic.record(cell, epochs))
+    short = Cell("smoke", None, "resnet8", "none", 0)
+    synthetic.write(tmp_path, short, synthetic.record(short, 1))
+    out = tmp_path / "r.html"
+    assert main(["report", "--results", str(tmp_path), "--out", str(out)]) == 0
+    error = capsys.readouterr().err
+    said = [
+        "resnet20 → resnet8, kd: runs that differ in epochs (2, 3)",
+        "resnet8, none: 1 of 1 are not of this track (epochs 1, not 12)",
+    ]
+    notes = " ".join(track["note"] for track in data_of(out.read_text())["tracks"])
+    for text in (error, notes, (tmp_path / "r.md").read_text()):
+        assert all(warning in text for warning in said)
+    assert "kd: runs that differ" in choice_table(TrackSummary("mine", Ledger(tmp_path).runs("mine")))
+
+
 def test_curves_are_thinned_evenly() -> None:
     values = [float(i) for i in range(1, 241)]
     everything = packed(values, 240)
@@ -288,6 +309,28 @@ def test_page_needs_nothing_else(tmp_path: Path) -> None:
 def test_the_report_is_refused_where_it_cannot_be_written(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", "--out", "/proc/x/report.html"]) == 2
     assert "choose another file with --out" in capsys.readouterr().err
+
+
+def test_the_report_is_refused_where_its_folders_are_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["report"]) == 0  # before the first record
+    Path("empty").mkdir()
+    assert main(["report", "--results", "empty"]) == 0
+    cell = Cell("smoke", None, "resnet8", "none", 0)
+    synthetic.write(Path("mine"), cell, synthetic.record(cell, 12))
+    for words, complaint in (
+        (["--out", "same.md"], "give it another ending"),
+        (["--results", "nothing"], "there is no ledger nothing"),
+        (["--results", "mine/smoke"], "name the ledger around it"),
+    ):
+        capsys.readouterr()
+        assert main(["report", *words]) == 2
+        error = capsys.readouterr().err
+        assert complaint in error
+        assert error.count("\n") == 1
+    assert not Path("same.md").exists()
 
 
 @pytest.mark.slow

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
-from itrd.bench.tracks import ALONE, TEACHER, Track
-from itrd.engine.config import DistillConfig, RunConfig, TrainConfig
-from itrd.errors import UserError
+from itrd.bench.tracks import ALONE, DISTILLATION, TEACHER, Track, list_tracks
+from itrd.data import list_datasets
+from itrd.engine.config import LIBRARIES, DistillConfig, RunConfig, TrainConfig
+from itrd.errors import UnknownNameError, UserError
+from itrd.methods import create_objective, list_methods
+from itrd.models import list_models
 from itrd.recipes import Pair
 
 _NO_FOLDERS = str.maketrans("/:", "__")  # a network's name may have these, a file's must not
@@ -51,8 +56,9 @@ class Cell:
         return {name: getattr(self, name) for name in names}
 
     def command(self) -> str:
-        """The command that reproduces this one cell."""
-        words = ["itrd bench run", f"--track {self.track}", f"--methods {self.method}"]
+        """The command that reproduces this one cell; a track of one's own is taken to lie in a file of its name."""
+        track = self.track if self.track in list_tracks() else f"{self.track}.yaml"
+        words = ["itrd bench run", f"--track {track}", f"--methods {self.method}"]
         pair = self.student if self.teacher is None else f"{self.teacher}:{self.student}"
         words += [f"--pairs {pair}", f"--seeds {self.seed}"]
         return " ".join(words)
@@ -82,16 +88,46 @@ def config_of(track: Track, cell: Cell, **where: Any) -> RunConfig:
     """Settings of a cell's run; ``where`` gives run folder, device and the like."""
     fixed = {"data": track.data, "tensorboard": False, **track.settings}
     if cell.method == TEACHER:
+        fixed = {key: value for key, value in fixed.items() if key not in DISTILLATION}
         settings = {**fixed, **track.teacher, "seed": cell.seed, **where}
         return TrainConfig(model=cell.student, **settings)
     settings = {**fixed, **track.student, "seed": cell.seed, **where}
     if cell.teacher is None:
-        return TrainConfig(model=cell.student, **settings)
+        alone = {key: value for key, value in settings.items() if key not in DISTILLATION}
+        return TrainConfig(model=cell.student, **alone)
     loss = track.loss(cell.method, Pair(cell.teacher, cell.student))
     assert loss is not None
     return DistillConfig(
         teacher=track.network_name(cell.teacher), student=cell.student, method=loss, **settings
     )
+
+
+def check_cells(track: Track) -> None:
+    """Refuse a track that no cell, or not every cell, could be run of, before anything is.
+
+    Raises:
+        UserError: an unknown network or dataset, or settings or a loss that cannot be.
+    """
+    for name in dict.fromkeys(name for pair in track.pairs for name in pair):
+        prefix = name.partition(":")[0]
+        if prefix not in LIBRARIES and prefix not in list_models():
+            raise UnknownNameError("model", name, list_models())
+    if (
+        not re.search("[/:.]", track.data)
+        and track.data not in list_datasets()
+        and not Path(track.data).exists()
+    ):
+        raise UnknownNameError("dataset", track.data, list_datasets())
+    for cell in dict.fromkeys(replace(cell, seed=0) for cell in cells_of(track)):
+        config = config_of(track, cell)
+        if isinstance(config, DistillConfig):
+            objective = create_objective(config.method, config.ce_weight)
+            name = cell.method.partition("@")[0]
+            if name in list_methods() and name not in {method.name for method in objective.methods}:
+                raise UserError(
+                    f"track {track.name} calls the loss {config.method} {cell.method}, which is the name of a method "
+                    "that is not in it; give it another name in loss_of and waves"
+                )
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -14,11 +16,13 @@ from typing import Any
 from itrd.bench.cells import Cell, cells_of, config_of
 from itrd.bench.documents import DocumentError, refreshed
 from itrd.bench.ledger import Ledger
+from itrd.bench.likeness import differences, key_of, standard
 from itrd.bench.record import RecordError, cell_of, columns, parse
 from itrd.bench.tracks import list_tracks, load_track
 from itrd.engine.zoo import ZOO, read_card
 from itrd.errors import CheckpointError
 from itrd.files import read_json
+from itrd.methods import METHODS
 
 
 def check_ledger(ledger: Ledger, zoo: Path = ZOO) -> list[str]:
@@ -27,6 +31,9 @@ def check_ledger(ledger: Ledger, zoo: Path = ZOO) -> list[str]:
     faults: list[str] = []
     cells: dict[Cell, Path] = {}
     teachers: dict[tuple[str, str], dict[str, Path]] = {}
+    groups: dict[
+        Cell, dict[str, Path]
+    ] = {}  # a cell without its seed -> what its records are, and one of each
     if not ledger.root.is_dir():
         return [f"{ledger.root}: no such folder"]
     for path in sorted(ledger.root.rglob("*")):
@@ -46,6 +53,12 @@ def check_ledger(ledger: Ledger, zoo: Path = ZOO) -> list[str]:
         if wrong:
             continue
         cell = cell_of(record, path)
+        known_track = standard(cell.track)
+        wrong = known_track.faults(cell, record) if known_track is not None else []
+        if wrong:
+            faults.append(f"{path}: not a run of track {cell.track}: {'; '.join(wrong)}")
+            continue
+        groups.setdefault(replace(cell, seed=0), {}).setdefault(key_of(record), path)
         if cell in cells:
             faults.append(f"{path}: the same cell as {cells[cell]}")
         cells.setdefault(cell, path)
@@ -57,6 +70,12 @@ def check_ledger(ledger: Ledger, zoo: Path = ZOO) -> list[str]:
         if len(known) > 1:
             shown = ", ".join(str(path) for path in list(known.values())[:3])
             faults.append(f"{track}: students of {teacher} had {len(known)} different teachers: {shown}")
+    for kinds in groups.values():
+        if len(kinds) > 1:
+            shown = ", ".join(str(path) for path in list(kinds.values())[:3])
+            faults.append(
+                f"{shown}: runs of one cell that differ in more than the seed: {differences(kinds)}"
+            )
     return faults + [f"{path}: changed; records are never rewritten" for path in _rewritten(ledger.root)]
 
 
@@ -104,6 +123,13 @@ def _check_place(record: Mapping[str, Any], path: Path) -> list[str]:
         faults.append("cell and settings contradict each other")
     if cell.teacher is not None and cell.teacher != record["teacher"]["arch"]:
         faults.append("cell and teacher contradict each other")
+    method = cell.method.partition("@")[0]
+    if (
+        cell.teacher is not None
+        and method in METHODS
+        and not re.search(rf"\*{method}\b", record["objective"])
+    ):
+        faults.append(f"called {cell.method}, and its objective {record['objective'][:200]} is another")
     label = _published_label(cell.track)
     if label and record["protocol"] != label:
         faults.append(f"not run with the published schedule: labelled {record['protocol']}, not {label}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itrd.bench.summary import TrackSummary
-from itrd.bench.tables import difference, escape, table
+from itrd.bench.tables import difference, escape, table, warned
 from itrd.bench.tracks import ALONE
 from itrd.catalogue.overhead import cost_in_words, measurements
 from itrd.methods import METHODS, method_class
@@ -58,4 +58,4 @@ def _gained(summary: TrackSummary, pair: Pair, name: str) -> list[str]:
 
 
 def _note(summary: TrackSummary) -> str:
-    return escape(summary.note) if summary.runs else "No runs yet."
+    return escape(" ".join([summary.note, *warned(summary)])) if summary.runs else "No runs yet."

@@ -17,6 +17,7 @@ from typing import Any
 from itrd.bench.cells import Cell
 from itrd.bench.record import Run
 from itrd.bench.summary import Difference, Entry, TrackSummary, title_of
+from itrd.bench.tables import warned
 from itrd.bench.tracks import ALONE, TEACHER
 from itrd.recipes import Pair
 from itrd.recipes.published import DIFFERENT, SAME
@@ -150,7 +151,7 @@ def _track(summary: TrackSummary, numbers: dict[int, int]) -> dict[str, Any]:
     return {
         "name": summary.name,
         "title": summary.title,
-        "note": summary.note,
+        "note": " ".join([summary.note, *warned(summary)]).strip(),
         "published": summary.published,
         "runCount": len(summary.runs),
         "pairs": summary.pairs,

@@ -72,7 +72,7 @@ def compact(result: Mapping[str, Any]) -> dict[str, Any]:
     stages: dict[str, list[Mapping[str, Any]]] = {}
     for epoch in result["first_stages"]:
         stages.setdefault(epoch["stage"], []).append(epoch)
-    return _rounded(
+    return rounded(
         {
             "format": LEDGER_FORMAT,
             **rest,
@@ -103,13 +103,14 @@ def encode(record: Mapping[str, Any]) -> bytes:
     return ("{\n" + ",\n".join(lines) + "\n}\n").encode()
 
 
-def _rounded(value: Any) -> Any:
+def rounded(value: Any) -> Any:
+    """Return a value with its numbers as a record has them, of six significant digits."""
     if isinstance(value, float):
         return float(f"{value:.6g}")
     if isinstance(value, dict):
-        return {key: _rounded(item) for key, item in value.items()}
+        return {key: rounded(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_rounded(item) for item in value]
+        return [rounded(item) for item in value]
     return value
 
 

@@ -8,11 +8,15 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from itrd.bench.ledger import Ledger
+from itrd.bench.likeness import differences, key_of, standard
 from itrd.bench.record import Run
 from itrd.bench.tracks import ALONE, TEACHER, Track, list_tracks, load_track
 from itrd.methods import METHODS, method_class
 from itrd.recipes import TABLE_METHODS, Pair, Published, published
 from itrd.stats import Comparison, Summary, compare, summarize
+
+_MOST_WARNINGS = 10
+_LONGEST_WARNING = 500  # a record may hold anything
 
 
 @dataclass(frozen=True)
@@ -134,6 +138,26 @@ class TrackSummary:
             return None
         left_out = max(len(values), len(baseline)) - found.n if found.paired else 0
         return Difference(**vars(found), left_out=left_out)
+
+    @cached_property
+    def warnings(self) -> list[str]:
+        """Groups whose runs should not be taken together, or are not what the track says; in words."""
+        found = []
+        known_track = standard(self.name)
+        for (teacher, student, method), runs in self._groups.items():
+            name = f"{f'{teacher} → ' if teacher else ''}{student}, {method}"
+            kinds = dict.fromkeys(key_of(run.details) for run in runs)
+            if len(kinds) > 1:
+                found.append(f"{name}: runs that differ in {differences(kinds)}")
+            faults = [known_track.faults(run.cell, run.details) for run in runs] if known_track else []
+            wrong = [fault for fault in faults if fault]
+            if wrong:
+                found.append(
+                    f"{name}: {len(wrong)} of {len(runs)} are not of this track ({'; '.join(wrong[0])})"
+                )
+        if len(found) > _MOST_WARNINGS:
+            found[_MOST_WARNINGS:] = [f"and {len(found) - _MOST_WARNINGS} more, see `itrd bench check`"]
+        return [warning[:_LONGEST_WARNING] for warning in found]
 
     def hardware(self) -> list[tuple[str, int]]:
         """What the runs ran on, and how many on each."""

@@ -37,7 +37,15 @@ def track_tables(summary: TrackSummary) -> str:
                 f"Teacher {escape(pair.teacher)}, student {escape(pair.student)}:",
                 method_table(summary, pair),
             ]
+    parts += map(escape, warned(summary))
     return "\n\n".join([f"{escape(summary.title)}. {escape(summary.note)}".strip(), *parts, _where(summary)])
+
+
+def warned(summary: TrackSummary) -> list[str]:
+    """One sentence on the groups whose means mean nothing; none where all is in order."""
+    if not summary.warnings:
+        return []
+    return [f"Not to be relied on: {'; '.join(summary.warnings)}."]
 
 
 def published_table(summary: TrackSummary, pairs: Iterable[Pair]) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +23,17 @@ from itrd.recipes import PAIRS, TABLE_METHODS, Pair, recipe
 
 ALONE = "none"  # the method of a student trained alone
 TEACHER = "teacher"  # stands for the method in a teacher's cell
+
+
+# Settings of distilled runs alone.
+DISTILLATION = frozenset(f.name for f in dataclasses.fields(DistillConfig)) - {
+    f.name for f in dataclasses.fields(TrainConfig)
+}
+# What the cell says, or the command that runs it.
+_NOT_OF_A_TRACK = frozenset(
+    {"data", "model", "teacher", "student", "method", "teacher_logits", "teacher_table", "fill_table"}
+    | {"out", "resume", "device", "data_root", "progress", "profile", "control", "seeds"}
+)
 
 
 @dataclass(frozen=True)
@@ -44,10 +56,10 @@ class Track:
         pairs: teachers and students; in the file a list, or ``published`` for those of the published tables.
         losses: ``recipes`` for the published settings of each cell, ``registry`` for the methods' defaults.
         loss_of: a loss for single methods instead.
-        zoo: folder of its teachers inside the zoo; ``.`` for the zoo itself.
-        settings: of every run.
+        zoo: folder of its teachers inside the zoo, named as a track is; ``.`` for the zoo itself.
+        settings: of every run; those of distillation alone are left out where there is no teacher.
         teacher: further settings of teachers; ``seed`` among them.
-        student: further settings of students.
+        student: further settings of students, as ``settings``.
         waves: methods and seeds in order of priority; in the file, the methods ``others`` are all that no
             wave names.
     """
@@ -93,6 +105,11 @@ class Track:
 
 def list_tracks() -> list[str]:
     """Names of the tracks that come with the package."""
+    return list(_of_the_package())
+
+
+@cache
+def _of_the_package() -> list[str]:
     return sorted(p.name.removesuffix(".yaml") for p in _folder().iterdir() if p.name.endswith(".yaml"))
 
 
@@ -109,11 +126,14 @@ def load_track(name: str) -> Track:
             "track", name, list_tracks(), hint=f"known: {', '.join(list_tracks())}; or a .yaml file"
         )
     try:
-        return _track(load_yaml(source.read_text(encoding="utf-8")))
+        track = _track(load_yaml(source.read_text(encoding="utf-8")))
     except OSError as error:
         raise UserError(f"cannot read the track {name}: {error.strerror}") from None
     except (yaml.YAMLError, TypeError, ValueError, KeyError, AttributeError) as error:
         raise UserError(f"{name} is not a track: {' '.join(str(error).split())}") from None
+    if is_path and track.name in list_tracks():  # its records would lie among those of the package's
+        raise UserError(f"{name} has the name of the package's track {track.name}; give it another name")
+    return track
 
 
 def _folder() -> Any:
@@ -123,8 +143,13 @@ def _folder() -> Any:
 def _track(content: dict[str, Any]) -> Track:
     content = dict(content)
     name = content["name"]
-    if not isinstance(name, str) or not name.replace("-", "").replace("_", "").isalnum():
+    if not _is_plain(name):
         raise ValueError(f"a track's name has letters, digits, - and _, not {name!r}")
+    zoo = content.get("zoo", "")
+    if zoo not in ("", ".") and not _is_plain(zoo):
+        raise ValueError(
+            f"zoo is a folder inside the zoo, of letters, digits, - and _, or . alone, not {zoo!r}"
+        )
     pairs = content["pairs"]
     content["pairs"] = PAIRS if pairs == "published" else tuple(Pair(*pair) for pair in pairs)
     if content.get("losses", "registry") not in ("recipes", "registry"):
@@ -144,12 +169,22 @@ def _track(content: dict[str, Any]) -> Track:
     return track
 
 
+def _is_plain(name: object) -> bool:
+    return isinstance(name, str) and name.replace("-", "").replace("_", "").isalnum()
+
+
 def _check_settings(track: Track) -> None:
     known = {f.name for cls in (TrainConfig, DistillConfig) for f in dataclasses.fields(cls)}
-    for group in (track.settings, track.teacher, track.student):
-        for key in group:
+    for name in ("settings", "teacher", "student"):
+        for key in getattr(track, name):
             if key not in known:
                 raise ValueError(f"no run has a setting {key!r}")
+            if key in _NOT_OF_A_TRACK or (key == "seed" and name != "teacher"):
+                raise ValueError(
+                    f"{key} is no setting of a track: the cell or the command says it; leave it out of {name}"
+                )
+            if name == "teacher" and key in DISTILLATION:
+                raise ValueError(f"a teacher's run has no setting {key!r}; it belongs into student")
     for wave in track.waves:
         for method in wave.methods:
             name = method.partition("@")[0]

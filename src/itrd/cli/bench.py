@@ -40,13 +40,15 @@ def plan(
     """
     from itrd.bench.ledger import Ledger
     from itrd.bench.schedule import plan as make_plan
-    from itrd.cli.benching import counted, duration, selected
+    from itrd.cli.benching import counted, duration, selected, warn_of_others
     from itrd.cli.commands import show_table, text_table
 
     if rows < 0:
         raise UserError(f"rows must be 0 (all of them) or more, got {rows}")
     chosen, cells = selected(track, pairs, methods, seeds)
-    lines = make_plan(chosen, cells, Ledger(Path(results)), runs=Path(out), zoo=Path(zoo), device=device)
+    ledger = Ledger(Path(results))
+    lines = make_plan(chosen, cells, ledger, runs=Path(out), zoo=Path(zoo), device=device)
+    warn_of_others(chosen, cells, ledger)
     table = text_table("", "cell", "state", "cost", "basis", "top-1")
     listed = [(number, line) for number, line in enumerate(lines, 1) if all or line.state != "done"]
     for number, line in listed[: rows or None]:
@@ -111,8 +113,9 @@ def run(
     """
     started = time.monotonic()
     from itrd.bench import fleet
+    from itrd.bench.ledger import Ledger
     from itrd.bench.runner import Options
-    from itrd.cli.benching import selected, told
+    from itrd.cli.benching import selected, told, warn_of_others
 
     chosen, cells = selected(track, pairs, methods, seeds)
     if jobs is not None and jobs < 1:
@@ -123,6 +126,7 @@ def run(
         raise UserError("students that train together share one terminal; leave out --progress or --together")
     if not cells:
         raise UserError("no cell is meant by these pairs, methods and seeds together")
+    warn_of_others(chosen, cells, Ledger(Path(results)))
     if budget is not None:  # loading libraries counts
         budget -= time.monotonic() - started
     options = Options(
@@ -176,16 +180,32 @@ def report(
             folders; separated by commas, as in README.md,docs.
     """
     from itrd.bench.documents import markdown_files, update_documents
-    from itrd.bench.ledger import Ledger
+    from itrd.bench.ledger import RESULTS, Ledger
 
+    if Path(out).suffix.lower() == ".md":
+        raise UserError(
+            f"{out} is the page, in HTML; give it another ending, the Markdown is written beside it as .md"
+        )
     ledger = Ledger(Path(results))
+    if results != str(RESULTS) and not ledger.root.is_dir():
+        raise UserError(
+            f"there is no ledger {results}; name the folder that holds TRACK/NAME.json with --results"
+        )
+    if ledger.root.is_dir() and not ledger.tracks() and any(ledger.root.glob("*.json")):
+        raise UserError(
+            f"{results} holds records itself: it is the folder of one track; name the ledger around it with --results"
+        )
     if update is not None:
         for path in update_documents(markdown_files(update), ledger, Path(zoo)):
             print(f"updated {path}")
         return
     from itrd.bench.report import write_report
+    from itrd.bench.summary import summaries
 
     for path in write_report(ledger, Path(out), Path(zoo)):
         print(f"written {path} ({path.stat().st_size:,} bytes)")
     for problem in ledger.unreadable.values():
         print(f"itrd: left out: {problem}", file=sys.stderr)
+    for summary in summaries(ledger):
+        for warning in summary.warnings:
+            print(f"itrd: track {summary.name}: {warning}", file=sys.stderr)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sys
 
-from itrd.bench.cells import Cell, Selection, cells_of
+from itrd.bench.cells import Cell, Selection, cells_of, check_cells
+from itrd.bench.ledger import Ledger
+from itrd.bench.likeness import Standard
 from itrd.bench.runner import Report
 from itrd.bench.tracks import Track, load_track
 
@@ -14,7 +16,25 @@ def selected(
 ) -> tuple[Track, list[Cell]]:
     """Load a track, and choose its cells by comma-separated lists."""
     chosen = load_track(track)
+    check_cells(chosen)
     return chosen, Selection.parse(pairs, methods, seeds).filter(cells_of(chosen), chosen)
+
+
+def warn_of_others(track: Track, cells: list[Cell], ledger: Ledger) -> None:
+    """Say which records of these cells are not of the settings that the track has now."""
+    standard, meant = Standard(track), set(cells)
+    others = [
+        (run.path, faults)
+        for run in ledger.runs(track.name)
+        if run.cell in meant and (faults := standard.faults(run.cell, run.details))
+    ]
+    if others:
+        path, faults = others[0]
+        print(
+            f"itrd: {counted(len(others), 'record')} not of the settings that track {track.name} has now, as {path} "
+            f"({'; '.join(faults)}); give the changed track another name, or choose another ledger with --results",
+            file=sys.stderr,
+        )
 
 
 def told(report: Report) -> int:

@@ -4,14 +4,15 @@ Seed by seed both runs have the same initial weights, order of the data, augment
 difference is what the method does. Several seeds give the difference an interval.
 
 A comparison's folder holds a run folder for each run, ``seed0`` and ``seed0-alone`` and so on, and
-``comparison.json``.
+``comparison.json``, which is of all of them.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from itrd.stats import Comparison, compare, summarize
 
 COMPARISON = "comparison.json"
 COMPARISON_FORMAT = 1
+_RUN = re.compile(r"seed([0-9]+)(-alone)?")
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,8 @@ def run_seeds(
     """Distil with each of ``config.seeds`` seeds, with ``config.control`` also train the student alone with each.
 
     Args:
-        config: settings. With ``resume`` finished runs are left as they are, and seeds may be added.
+        config: settings. With ``resume`` finished runs are left as they are, and seeds may be added; none that the
+            folder holds may be left out, nor its controls.
         teacher, student, data, objective: given instead of named. Every run gets a copy of a given student, but the
             first distilled one, which trains the student itself; the seeds then differ in the data's order alone.
         fit: carries out a prepared run.
@@ -182,7 +185,34 @@ def _folder(config: DistillConfig) -> Path | None:
         )
     if config.resume and not held:
         raise RunFolderError(f"nothing to resume: {folder} holds no run; leave out --resume to start one")
+    _check_nothing_is_dropped(config, folder, held)
     return folder
+
+
+def _check_nothing_is_dropped(config: DistillConfig, folder: Path, held: Iterable[str]) -> None:
+    """Refuse to compare fewer runs than a folder holds: whoever leaves some out chooses by the result.
+
+    Raises:
+        RunFolderError: seeds or controls that are there were not asked for.
+    """
+    begun = [
+        found
+        for name in held
+        if (found := _RUN.fullmatch(name)) and (folder / name / "config.yaml").is_file()
+    ]
+    seeds = sorted({int(found[1]) for found in begun})
+    missing = [str(seed) for seed in seeds if not config.seed <= seed < config.seed + config.seeds]
+    if missing:
+        first, last = min(seeds[0], config.seed), max(seeds[-1], config.seed + config.seeds - 1)
+        raise RunFolderError(
+            f"{folder} also holds seed {', '.join(missing)}, and the comparison is of all its seeds: ask for them, "
+            f"too, with --resume --seed {first} --seeds {last - first + 1}, or choose another folder with --out"
+        )
+    if not config.control and any(found[2] for found in begun):
+        raise RunFolderError(
+            f"{folder} also holds students alone, and the comparison is with them: add --control, or choose another "
+            "folder with --out"
+        )
 
 
 def _place(config: DistillConfig, folder: Path | None, name: str) -> dict[str, Any]:

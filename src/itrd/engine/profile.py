@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import gzip
+import os
+import zlib
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import NamedTemporaryFile, TemporaryDirectory
 from typing import Any
 
 import torch
@@ -20,6 +23,8 @@ from itrd.engine.inputs import find_teacher, get_data
 from itrd.engine.record import Epoch
 from itrd.engine.run import prepare
 from itrd.engine.trainer import Trainer
+from itrd.errors import UserError
+from itrd.files import PARTIAL
 
 # The parts of a step that the engine marks, in the order they run.
 PARTS = {
@@ -52,7 +57,11 @@ def profile_run(config: RunConfig, trace: Path, steps: int = 20) -> Profile:
 
     Nothing of the run itself is written; a table of the teacher is a temporary one. A method's first stage is run as a
     whole. Recording slows a step down by a few percent.
+
+    Raises:
+        UserError: the trace cannot be written there, which is tried first, or something of the run cannot work.
     """
+    _check_writable(trace)
     if isinstance(config, DistillConfig) and config.teacher_logits is None:
         config, _ = find_teacher(config)
     config = config.resolved()
@@ -87,11 +96,49 @@ def profile_run(config: RunConfig, trace: Path, steps: int = 20) -> Profile:
             short = dataclasses.replace(short, teacher_table=folder, fill_table=False)
         with prepare(short, [on_epoch]) as trainer:
             trainer.fit()
-    recorder.export_chrome_trace(str(trace))
+    _write(recorder, trace)
     total = 1000 * epochs[-1].seconds / steps
     spent = _spent(list(recorder.events() or []), on_gpu=trainer.device.type == "cuda")
     parts = {title: spent[name] / steps for name, title in PARTS.items() if spent[name] > 0}
     return Profile(steps, {**parts, "rest": total - sum(parts.values())}, trace)
+
+
+def _check_writable(trace: Path) -> None:
+    if trace.exists() and not trace.is_file():
+        raise _not_written(trace, "it is a folder" if trace.is_dir() else "it is no plain file")
+    try:
+        with NamedTemporaryFile(dir=trace.parent, prefix=f".{trace.name}.", suffix=PARTIAL):
+            pass
+    except OSError as error:
+        raise _not_written(trace, str(error.strerror)) from None
+
+
+def _write(recorder: profile, trace: Path) -> None:
+    """Write the trace under a temporary name, and give it its own if it is whole: the profiler tells of no failure."""
+    try:
+        with TemporaryDirectory(dir=trace.parent, prefix=f".{trace.name}.", suffix=PARTIAL) as folder:
+            written = Path(folder) / f"trace{trace.suffix}"  # whose ending may ask for compression
+            recorder.export_chrome_trace(str(written))
+            if not _is_whole(written):
+                raise _not_written(trace, "the disk may be full")
+            os.replace(written, trace)
+    except OSError as error:
+        raise _not_written(trace, str(error.strerror or error)) from None
+
+
+def _is_whole(written: Path) -> bool:
+    last = b""
+    try:
+        with gzip.open(written) if written.suffix == ".gz" else written.open("rb") as file:
+            while chunk := file.read(1 << 20):
+                last = last[-64:] + chunk
+    except (FileNotFoundError, EOFError, zlib.error, gzip.BadGzipFile):
+        return False
+    return last.rstrip().endswith(b"}")
+
+
+def _not_written(trace: Path, why: str) -> UserError:
+    return UserError(f"cannot write the trace {trace}: {why}; choose another file with --profile")
 
 
 def _spent(events: Sequence[Any], *, on_gpu: bool) -> dict[str, float]:
