@@ -20,7 +20,7 @@ from itrd.bench.ledger import Ledger
 from itrd.bench.pagedata import packed, page_data
 from itrd.bench.report import embedded, write_report
 from itrd.bench.summary import TrackSummary, summaries, title_of
-from itrd.bench.tables import difference, escape, published_table, track_tables
+from itrd.bench.tables import difference, escape, hundredths, published_table, track_tables
 from itrd.bench.tracks import list_tracks, load_track
 from itrd.catalogue.overhead import cost_in_words, measurements
 from itrd.cli import main
@@ -157,6 +157,17 @@ def test_an_entry_of_the_published_table(tmp_path: Path) -> None:
     )
     assert track["cells"][where]["gap"] == pytest.approx(0.44)
     assert [data["runs"]["last"][run] for run in track["cells"][where]["runs"]] == [71.0, 71.4, 70.9]
+
+
+def test_halves_go_up() -> None:
+    assert [hundredths((a + b) / 2) for a, b in ((50.31, 50.18), (50.32, 50.41), (0.0, 0.25))] == [
+        *("50.25", "50.37", "0.13")
+    ]
+    assert (hundredths(-0.125, "+"), hundredths(0.125, "+"), hundredths(0.0, "+")) == (
+        "-0.13",
+        "+0.13",
+        "+0.00",
+    )
 
 
 def test_an_empty_ledger_has_empty_cells(tmp_path: Path) -> None:

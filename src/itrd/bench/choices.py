@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itrd.bench.summary import TrackSummary
-from itrd.bench.tables import difference, escape, table, warned
+from itrd.bench.tables import difference, escape, hundredths, table, warned
 from itrd.bench.tracks import ALONE
 from itrd.catalogue.overhead import cost_in_words, measurements
 from itrd.methods import METHODS, method_class
@@ -54,7 +54,7 @@ def _gained(summary: TrackSummary, pair: Pair, name: str) -> list[str]:
     if last is None:
         return ["", ""]
     gain = None if name == ALONE else summary.against(pair, name, ALONE)
-    return [f"**{last.mean:.2f}** (n {last.n})", difference(gain)]
+    return [f"**{hundredths(last.mean)}** (n {last.n})", difference(gain)]
 
 
 def _note(summary: TrackSummary) -> str:

@@ -16,7 +16,7 @@ from itrd.bench.cells import Cell, config_of
 from itrd.bench.record import rounded
 from itrd.bench.tracks import ALONE, TEACHER, Track, list_tracks, load_track
 from itrd.data import list_datasets
-from itrd.engine.config import _INCIDENTAL, DistillConfig, RunConfig, TrainConfig
+from itrd.engine.config import INCIDENTAL, DistillConfig, RunConfig, TrainConfig
 from itrd.errors import UserError
 from itrd.methods import create_objective
 from itrd.recipes import Pair
@@ -119,7 +119,7 @@ def standard(name: str) -> Standard | None:
 def _settings(kind: type[RunConfig], said: Mapping[str, Any]) -> dict[str, Any]:
     """Settings that count, those that are not mentioned at their default, with a record's digits."""
     defaults = {f.name: f.default for f in dataclasses.fields(kind) if f.default is not dataclasses.MISSING}
-    left_out = _INCIDENTAL | _SAID_ELSEWHERE
+    left_out = INCIDENTAL | _SAID_ELSEWHERE
     return {name: rounded(value) for name, value in {**defaults, **said}.items() if name not in left_out}
 
 

@@ -62,10 +62,12 @@ def published_table(summary: TrackSummary, pairs: Iterable[Pair]) -> str:
 def _beside(entry: Entry) -> str:
     parts = []
     if entry.published is not None and entry.published.top1 is not None:
-        parts.append(f"{entry.published.top1:.2f}{_NOT_LAST.get(entry.published.epoch, '')}")
+        parts.append(f"{hundredths(entry.published.top1)}{_NOT_LAST.get(entry.published.epoch, '')}")
     if entry.last is not None and entry.best is not None:
-        interval = f" ±{entry.last.half_width:.2f}" if entry.last.n > 1 else ""
-        parts.append(f"**{entry.last.mean:.2f}**{interval} (n {entry.last.n}, best {entry.best.mean:.2f})")
+        interval = f" ±{hundredths(entry.last.half_width)}" if entry.last.n > 1 else ""
+        parts.append(
+            f"**{hundredths(entry.last.mean)}**{interval} (n {entry.last.n}, best {hundredths(entry.best.mean)})"
+        )
     return "<br>".join(parts)
 
 
@@ -83,9 +85,9 @@ def method_table(summary: TrackSummary, pair: Pair) -> str:
             [
                 escape(title_of(method)),
                 str(entry.last.n),
-                f"**{entry.last.mean:.2f}**",
+                f"**{hundredths(entry.last.mean)}**",
                 spread(entry.last),
-                f"{entry.best.mean:.2f}",
+                hundredths(entry.best.mean),
                 difference(gain),
                 f"{rate:,.0f}",
             ]
@@ -104,10 +106,10 @@ def itrd_table(summary: TrackSummary) -> str:
         rows.append(
             [
                 f"{pair.teacher} → {pair.student}",
-                "" if said is None else f"{said:.2f}",
-                "" if last is None else f"**{last.mean:.2f}**",
+                "" if said is None else hundredths(said),
+                "" if last is None else f"**{hundredths(last.mean)}**",
                 "" if last is None else str(last.n),
-                "" if gap is None else f"{gap:+.2f}",
+                "" if gap is None else hundredths(gap, "+"),
                 difference(summary.against(pair, "itrd", ALONE)),
             ]
         )
@@ -156,9 +158,14 @@ def _copies(summary: TrackSummary) -> str:
     )
 
 
+def hundredths(value: float, sign: str = "") -> str:
+    """Write a number with two decimals; half goes up, as in the page's code, whichever side of it a sum came out."""
+    return f"{value + math.copysign(1e-9, value):{sign}.2f}"
+
+
 def spread(found: Summary) -> str:
     """Standard deviation, where there is one."""
-    return f"{found.std:.2f}" if found.n > 1 else ""
+    return hundredths(found.std) if found.n > 1 else ""
 
 
 def difference(found: Difference | None) -> str:
@@ -167,11 +174,11 @@ def difference(found: Difference | None) -> str:
         return ""
     notes = []
     if not math.isnan(found.low):
-        notes += [f"{found.low:+.2f} to {found.high:+.2f}", f"p {found.p:.2g}"]
+        notes += [f"{hundredths(found.low, '+')} to {hundredths(found.high, '+')}", f"p {found.p:.2g}"]
         notes += [] if found.paired else ["unpaired"]
     if found.left_out:  # else it is the difference of the means beside it
         notes.append(f"{found.n} pair{'s' * (found.n > 1)}")
-    return f"{found.difference:+.2f}" + (f" ({', '.join(notes)})" if notes else "")
+    return hundredths(found.difference, "+") + (f" ({', '.join(notes)})" if notes else "")
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -27,7 +27,7 @@ LIBRARIES = ("timm", "torchvision", "hf")
 
 # Settings that say where and how a run executes, not what it computes; a resumed run may change them. Of on_nonfinite
 # and compile the record says by itself whether they made a difference (skipped_steps, compile).
-_INCIDENTAL = frozenset(
+INCIDENTAL = frozenset(
     {"teacher_table", "fill_table", "out", "resume", "device", "deterministic", "on_nonfinite", "capture"}
     | {"tensorboard", "data_root", "download", "progress", "profile", "control", "seeds", "compile"}
     | {"resident", "workers", "strict"}
@@ -225,7 +225,7 @@ class RunConfig:
         absent = {
             f.name for f in dataclasses.fields(self) if f.name in _YOUNGER and values[f.name] == f.default
         }
-        return {key: value for key, value in values.items() if key not in _INCIDENTAL | absent}
+        return {key: value for key, value in values.items() if key not in INCIDENTAL | absent}
 
     def run_name(self) -> str:
         """Name of the default run folder."""

@@ -19,12 +19,13 @@ function el(tag, attributes, ...children) {
   return node;
 }
 
-const fixed = (value, digits = 2) => (value == null ? "" : value.toFixed(digits));
+// Half goes up, as in the Markdown tables, whichever side of it a sum came out.
+const fixed = (value, digits = 2) => (value == null ? "" : (value + (value < 0 ? -1e-9 : 1e-9)).toFixed(digits));
 
 /** A difference with its sign, which says without colour what the colour says. */
 function signed(value) {
   if (value == null) return "";
-  const text = Math.abs(value).toFixed(2);
+  const text = fixed(Math.abs(value));
   if (text === "0.00") return "±0.00";
   return (value > 0 ? "+" : "−") + text;
 }
