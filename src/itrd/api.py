@@ -194,6 +194,7 @@ def evaluate(
         UserError: the data cannot be read, has no labelled test images, or is not what a named network was trained on.
     """
     _check_names(Reading, settings)
+    settings = {key: _plain(value) for key, value in settings.items()}
     network = given_network("network", net)
     if isinstance(network, str):
         named = load_network(network)

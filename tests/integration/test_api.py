@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -130,7 +131,9 @@ def test_no_hook_stays_on_a_users_module(
     ]
 
 
-def test_a_state_that_cannot_be_written_is_refused_before_training(tiny: dict[str, Any]) -> None:
+def test_a_state_that_cannot_be_written_is_refused_before_training(
+    tmp_path: Path, tiny: dict[str, Any]
+) -> None:
     class Extra(nn.ReLU):
         def get_extra_state(self) -> dict[str, int]:
             return {"calls": 1}
@@ -139,11 +142,33 @@ def test_a_state_that_cannot_be_written_is_refused_before_training(tiny: dict[st
 
     student = Staged(4)
     student.second = nn.Sequential(student.second, Extra())
-    for ema in (None, 0.9):
+    for settings in ({"out": str(tmp_path / "run")}, {"ema": 0.9}):
         with pytest.raises(
             UserError, match=r"student Staged cannot be saved: the extra state of second\.1 \(Extra\)"
         ):
-            itrd.train(student, "digits", ema=ema, **tiny)
+            itrd.train(student, "digits", **settings, **tiny)
+    itrd.train(student, "digits", **tiny)  # nothing is written
+
+
+def test_a_method_that_cannot_be_copied_is_named(tiny: dict[str, Any]) -> None:
+    method = Varying()
+    method.lock = threading.Lock()
+    with pytest.raises(
+        UserError, match=r"1\*varying cannot be copied \(cannot pickle .*lock.*; give its class"
+    ):
+        itrd.distill(itrd.create_model("resnet8", 10), "resnet8", "digits", method, **tiny)
+
+
+def test_torchs_newer_switches(tiny: dict[str, Any]) -> None:
+    """Once they were used, torch's older ones cannot even be read."""
+    code = (
+        "import torch, itrd\n"
+        "if hasattr(torch.backends.cuda.matmul, 'fp32_precision'):\n"
+        "    torch.backends.cuda.matmul.fp32_precision = 'tf32'\n"
+        "itrd.evaluate(itrd.create_model('resnet8', 10), 'digits', image_size=None)\n"
+        "itrd.train('resnet8', 'digits', epochs=1, train_subset=40, test_subset=20)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 class Varying(itrd.methods.Method):

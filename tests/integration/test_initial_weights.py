@@ -150,14 +150,17 @@ def test_weights_that_were_trained_on_test_images_are_refused(tmp_path: Path) ->
     itrd.train(f"resnet8:{tmp_path / 'a'}", other, epochs=1, val_fraction=0.3, device="cpu")
 
 
-def test_a_classifier_of_the_same_classes_in_another_order_is_refused(alone: Path) -> None:
+def test_a_classifier_of_the_same_classes_in_another_order_starts_afresh(alone: Path) -> None:
     digits = itrd.load_dataset("digits")
     turned = replace(digits, class_names=digits.class_names[::-1])
-    with pytest.raises(UserError, match=r"class 'nine' is number 9 for .* and number 0 in digits"):
-        itrd.train(f"resnet8:{alone}", turned, out="", **SHORT)
-    itrd.train("resnet8", turned, out="", **SHORT)
-    others = replace(digits, class_names=tuple("abcdefghij"))  # other classes, another classifier in time
-    itrd.train(f"resnet8:{alone}", others, out="", **SHORT)
+    others = replace(digits, class_names=tuple("abcdefghij"))  # other classes: what is common helps them, too
+    before = load_network(str(alone)).net.state_dict()
+    for data, renumbered in ((digits, False), (turned, True), (others, False)):
+        found = starting_network(f"resnet8:{alone}", 10, 0, data.class_names).net.state_dict()
+        changed = {key for key, value in found.items() if not torch.equal(value, before[key])}
+        assert changed == ({"fc.weight", "fc.bias"} if renumbered else set())
+        record = itrd.train(f"resnet8:{alone}", data, out="", **SHORT).record
+        assert record["student"].get("renumbered", False) == renumbered
 
 
 def test_the_label_of_the_protocol_and_the_rate_know_of_it() -> None:

@@ -198,6 +198,16 @@ def test_another_spelling_of_the_same_path_is_the_same_run(
     resumed({**settings, "teacher": "./teacher/"}, tmp_path / "run")
 
 
+def test_a_folder_called_like_a_network_is_none(
+    tmp_path: Path, tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("resnet20").mkdir()
+    whole_run({**tiny, "model": "resnet8", "data": "digits", "epochs": 1}, tmp_path / "run")
+    with pytest.raises(RunFolderError, match=r"holds another run \(model 'resnet8' not 'resnet20'\)"):
+        resumed({**tiny, "model": "resnet20", "data": "digits", "epochs": 1}, tmp_path / "run")
+
+
 def test_a_run_is_tied_to_a_given_teachers_weights(tmp_path: Path, tiny: dict[str, Any]) -> None:
     settings = {**tiny, "data": "digits", "out": str(tmp_path / "run"), "epochs": 1}
     torch.manual_seed(0)

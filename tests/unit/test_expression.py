@@ -133,7 +133,7 @@ def test_the_loss_is_the_weighted_sum_of_the_terms_it_shows() -> None:
     assert total.item() == pytest.approx(0.3 * terms["ce"].item() + 0.7 * terms["kd"].item(), rel=1e-6)
 
 
-@pytest.mark.parametrize("weight", ["0.5", None, True, torch.tensor(0.5)])
+@pytest.mark.parametrize("weight", ["0.5", None, True, torch.tensor([0.5, 1.0])])
 def test_weights_that_are_no_numbers_are_refused(weight: object) -> None:
     with pytest.raises(UserError, match="the weight of the cross-entropy must be a number, not"):
         Objective([(1, create_method("kd"))], ce_weight=weight)  # type: ignore[arg-type]

@@ -186,13 +186,31 @@ def test_teacher_by_name_and_student_alone(teacher_folder: Path) -> None:
     assert alone(images, labels).loss == expected
 
 
+@pytest.mark.parametrize("method", ["kd", "itrd", "none"])
+def test_labels_of_other_forms_for_methods_that_do_not_look_at_them(method: str) -> None:
+    """Cross-entropy takes probabilities, leaves out the label -100, and takes bytes."""
+    made = distiller(method).eval()
+    plain = made(IMAGES, LABELS).loss
+    for same in (F.one_hot(LABELS, CLASSES).float(), LABELS.byte()):
+        assert made(IMAGES, same).loss.item() == pytest.approx(plain.item(), rel=1e-6)
+    some = LABELS.clone()
+    some[3] = -100
+    assert made(IMAGES, some).loss.isfinite()
+
+
+@pytest.mark.parametrize("labels", [F.one_hot(LABELS, CLASSES).float(), torch.full((16,), -100)])
+def test_labels_that_a_method_looks_at_are_classes(labels: Tensor) -> None:
+    with pytest.raises(UserError, match=r"needs one class an image|there is a label -100"):
+        distiller("dkd")(IMAGES, labels)
+
+
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        (F.one_hot(LABELS, CLASSES).float(), r"int64 of shape \(16,\), not torch.float32 of shape \(16, 4\)"),
+        (F.one_hot(LABELS, CLASSES + 1).float(), r"\(16, 4\), not \(16, 5\)|needs one class an image"),
         (LABELS.int(), r"not torch.int32 of shape \(16,\); convert them with .long"),
         (LABELS[:8], r"of shape \(16,\), not torch.int64 of shape \(8,\)"),
-        (torch.full((16,), -100), "from 0 to 3, and there is a label -100"),
+        (torch.full((16,), -1), "from 0 to 3, and there is a label -1"),
         (LABELS + 1, "from 0 to 3, and there is a label 4"),
     ],
 )

@@ -88,9 +88,11 @@ def _fit(trainer: Trainer) -> Result:
 
 def _start(student: Mapping[str, Any], classes: int) -> str:
     held = student["num_classes"]
-    afresh = (
-        f"; its classifier starts afresh: {held} classes there, {classes} here" if held != classes else ""
-    )
+    afresh = ""
+    if held != classes:
+        afresh = f"; its classifier starts afresh: {held} classes there, {classes} here"
+    elif student.get("renumbered"):
+        afresh = "; its classifier starts afresh: the classes have other numbers here"
     return f"starts from {student['source']}{afresh}"
 
 

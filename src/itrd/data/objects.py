@@ -49,6 +49,8 @@ def read_object(
         DataError: it is none of these, or its items are no images.
     """
     train, test = _halves(source, test_split)
+    if train is None and test is None:
+        raise DataError("there are no images: both halves of the data are None; give at least one")
     first = test if train is None else train
     name = type(first.dataset if isinstance(first, DataLoader) else first).__name__
 

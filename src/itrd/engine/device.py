@@ -61,12 +61,16 @@ def switches_kept() -> Iterator[None]:
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
     deterministic = torch.are_deterministic_algorithms_enabled()
     only_warns = torch.is_deterministic_algorithms_warn_only_enabled()
-    before = cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32
+    before = cudnn.deterministic, cudnn.benchmark
+    # Nothing but set_float32() touches these, on a GPU. Reading them fails once torch's newer switches were used.
+    rounds = (cudnn.allow_tf32, matmul.allow_tf32) if torch.cuda.is_available() else None
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(deterministic, warn_only=only_warns)
-        cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32 = before
+        cudnn.deterministic, cudnn.benchmark = before
+        if rounds is not None:
+            cudnn.allow_tf32, matmul.allow_tf32 = rounds
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:

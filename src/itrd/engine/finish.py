@@ -48,7 +48,8 @@ def _networks(trainer: Trainer) -> list[tuple[str, nn.Module]]:
 def finished_before(trainer: Trainer, folder: RunFolder) -> Result:
     """The result of a run that was finished already; its record is left as it is.
 
-    Weights that are missing or damaged are written again: the checkpoint has them.
+    Weights of the last epoch, and their average, that are missing or damaged are written again: the checkpoint has
+    them. It has not those of the best epoch.
     """
     assert trainer.best is not None
     for which, net in _networks(trainer):

@@ -24,11 +24,13 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
-from itrd.engine.config import RunConfig
+from itrd.data import list_datasets
+from itrd.engine.config import LIBRARIES, RunConfig
 from itrd.engine.yaml_text import MAX_BYTES, load_yaml
 from itrd.errors import RunFolderError, UserError
 from itrd.files import PARTIAL, read_json, read_limited, remove_partial_files, write_atomically, write_json
 from itrd.methods import create_objective
+from itrd.models import list_models
 
 
 class RunFolder:
@@ -174,6 +176,9 @@ def _same(key: str, held: Any, given: Any) -> bool:
 
 def _same_place(held: str, given: str) -> bool:
     """Whether two paths lead to one place, or the first leads nowhere from here: then the checksums decide."""
+    names = {*list_models(), *list_datasets(), *LIBRARIES}
+    if held in names or given in names:  # also where a folder has the same name
+        return held == given
     return realpath(held) == realpath(given) or (not os.path.exists(held) and os.path.exists(given))
 
 

@@ -14,7 +14,7 @@ from itrd.data.opening import Reading, open_dataset, read_dataset, whole_for_the
 from itrd.data.resident import bring_in
 from itrd.engine import hubs
 from itrd.engine.config import DistillConfig, RunConfig
-from itrd.engine.networks import TrainedNetwork, load_network
+from itrd.engine.networks import TrainedNetwork, load_network, misnumbered
 from itrd.errors import DataError, UserError
 from itrd.methods.objective import Objective
 from itrd.models import list_models
@@ -217,7 +217,7 @@ def check_classes(network: TrainedNetwork, data: ImageDataset, objective: Object
     """
     if network.num_classes == data.num_classes:
         if objective is None or "logits" in objective.reads:
-            check_order(network, data)
+            _check_order(network, data)
         return True
     if objective is None or "logits" in objective.reads:
         given = network.source == "given"
@@ -235,19 +235,19 @@ def check_classes(network: TrainedNetwork, data: ImageDataset, objective: Object
     return False
 
 
-def check_order(network: TrainedNetwork, data: ImageDataset) -> None:
+def _check_order(network: TrainedNetwork, data: ImageDataset) -> None:
     """Refuse a network that gives a class another number than the dataset does; other names alone are no matter.
 
     Raises:
         UserError: it does.
     """
-    numbers = {name: number for number, name in enumerate(network.class_names)}
-    for number, name in enumerate(data.class_names):
-        if numbers.get(name, number) != number:
-            raise UserError(
-                f"class {name!r} is number {numbers[name]} for {network.source} and number {number} in {data.name}; "
-                "give the classes of the data the names that they had in training"
-            )
+    name = misnumbered(network, data.class_names)
+    if name is not None:
+        raise UserError(
+            f"class {name!r} is number {network.class_names.index(name)} for {network.source} and number "
+            f"{data.class_names.index(name)} in {data.name}; give the classes of the data the names that they had in "
+            "training"
+        )
 
 
 def check_normalisation(network: TrainedNetwork, data: ImageDataset) -> None:

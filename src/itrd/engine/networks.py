@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -245,13 +245,23 @@ def architecture_from_path(path: str | Path) -> str | None:
     return name if name in list_models() else None
 
 
-def starting_network(name: str, num_classes: int, seed: int) -> TrainedNetwork:
+def misnumbered(network: TrainedNetwork, class_names: Sequence[str]) -> str | None:
+    """Return a class that has another number for a network than in these names; other names alone are no matter."""
+    numbers = {name: number for number, name in enumerate(network.class_names)}
+    return next((name for i, name in enumerate(class_names) if numbers.get(name, i) != i), None)
+
+
+def starting_network(
+    name: str, num_classes: int, seed: int, class_names: Sequence[str] = ()
+) -> TrainedNetwork:
     """Create a network to be trained; its fresh weights are a function of the seed.
 
     Args:
         name: as of :func:`check_name`.
         num_classes: K; where trained weights are for another number, the classifier gets fresh ones.
         seed: of the run.
+        class_names: of the data; where trained weights of this package number them otherwise, the classifier gets fresh
+            ones, too.
 
     Returns:
         The network, and where its weights come from: ``sha256`` is None where all are fresh; ``num_classes`` is the
@@ -270,7 +280,7 @@ def starting_network(name: str, num_classes: int, seed: int) -> TrainedNetwork:
         return TrainedNetwork(net, name, num_classes, f"{name} (fresh)", None, None)
     trained = load_network(name)
     _check_finite(trained.net, trained.source)
-    if trained.num_classes == num_classes:
+    if trained.num_classes == num_classes and misnumbered(trained, class_names) is None:
         return trained
     net = create_model(trained.arch, num_classes)
     classifier = last_linear(net)
@@ -297,8 +307,9 @@ def _check_weights_there(role: str, net: nn.Module) -> None:
 
 
 def _check_finite(net: nn.Module, source: str) -> None:
-    for key, value in net.state_dict().items():
-        if isinstance(value, torch.Tensor) and not bool(value.isfinite().all()):
+    statistics = {k: v for k, v in net.named_buffers() if k.endswith(("running_mean", "running_var"))}
+    for key, value in {**dict(net.named_parameters()), **statistics}.items():
+        if not bool(value.isfinite().all()):
             raise CheckpointError(
                 f"training cannot start from {source}: {key} has numbers that are not finite; use another file"
             )

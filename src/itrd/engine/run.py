@@ -23,16 +23,15 @@ from itrd.engine.inputs import (
     check_held_out,
     check_named,
     check_normalisation,
-    check_order,
     find_teacher,
     get_data,
 )
-from itrd.engine.networks import TrainedNetwork, check_name, starting_network
+from itrd.engine.networks import TrainedNetwork, check_name, misnumbered, starting_network
 from itrd.engine.record import Epoch
 from itrd.engine.task import DistillTask
 from itrd.engine.team import Team, join
 from itrd.engine.trainer import Trainer
-from itrd.errors import UserError
+from itrd.errors import UserError, first_line
 from itrd.files import sha256_of
 from itrd.methods import create_objective
 from itrd.methods.objective import Objective
@@ -85,7 +84,7 @@ def prepare_distill(
     """
     team, config = join(config)
     # A given one stays what it is: a run writes into its objective, and trains the methods' modules.
-    objective = copy.deepcopy(objective) or create_objective(config.method, config.ce_weight)
+    objective = _copied(objective) or create_objective(config.method, config.ce_weight)
     if student is None:
         check_name(config.student)
     if config.teacher_logits is not None:
@@ -190,6 +189,17 @@ def _folder_and_data(
     return folder, data
 
 
+def _copied(objective: Objective | None) -> Objective | None:
+    try:
+        return copy.deepcopy(objective)
+    except Exception as error:  # of whatever a method of the user's holds
+        assert objective is not None
+        raise UserError(
+            f"every run takes a copy of its methods, and {objective.describe()} cannot be copied "
+            f"({first_line(error)}); give its class a __deepcopy__, or make what cannot be copied in setup()"
+        ) from None
+
+
 def _check_weights(objective: Objective) -> None:
     if not objective.ce_weight and not any(objective.weights):
         raise UserError(f"the loss {objective.describe()} is always 0; give something a weight")
@@ -212,11 +222,9 @@ def _student(
     """Return the network to train, and for the record where its weights come from, if they are not all fresh."""
     if given is not None:
         return given, {}
-    start = starting_network(config.trained_model, data.num_classes, config.seed)
+    start = starting_network(config.trained_model, data.num_classes, config.seed, data.class_names)
     if start.sha256 is None:
         return start.net, {}
-    if start.num_classes == data.num_classes:  # its classifier goes on
-        check_order(start, data)
     check_normalisation(start, data)
     check_held_out(start, data)
     _bind(folder, "first weights", start.sha256)
@@ -225,6 +233,7 @@ def _student(
         "source": start.source,
         "sha256": start.sha256,
         "num_classes": start.num_classes,
+        **({"renumbered": True} if misnumbered(start, data.class_names) else {}),
     }
     return start.net, {"student": origin}
 

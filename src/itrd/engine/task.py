@@ -124,7 +124,9 @@ class DistillTask(nn.Module):
         _check_finite(self.teacher, teacher)
         net = plain(self.teacher)
         self.objective.setup(Setup(student, teacher, self.student, net, num_classes, train_labels))
-        self.objective.to(images.device, torch.promote_types(student.logits.dtype, torch.float32))
+        self.objective.to(images.device)
+        if student.logits.dtype == torch.float64:  # and so are the inputs of the methods' modules
+            self.objective.double()
         if self._fold_teacher and isinstance(self.teacher, FeatureNet) and self.taps is None:
             self._observe_teacher = fold_batch_norms(self.teacher, images).observe
 

@@ -20,6 +20,7 @@ from itrd.data.datasets import ImageDataset
 from itrd.data.plan import plan_epoch
 from itrd.engine.average import MovingAverage
 from itrd.engine.capture import CapturedStepper, Recorder, record_cuda
+from itrd.engine.checkpoint import check_writable
 from itrd.engine.config import RunConfig
 from itrd.engine.device import (
     be_deterministic,
@@ -115,6 +116,8 @@ class Trainer:
         self.train_images, self.test_images = place_images(data, config, self.device)
         place_task(task, self.train_images, data.num_classes, config, self.device)
         team.copy_from_leader(task.state_dict().values())  # a student that was given may have any weights
+        if folder is not None or config.ema is not None:
+            check_writable("student", task.student)
         self.average = None if config.ema is None else MovingAverage(task.student, config.ema)
         self._stages = stages_of(task, config)
         self._table = open_table(task, data, self.train_images, config, self.device, team)

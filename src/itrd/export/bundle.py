@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -125,9 +126,10 @@ def export_model(
     parameters = sum(p.numel() for p in net.parameters())
     told = (record or {}).get("parameters", parameters)
     if told != parameters:
-        raise UserError(
-            f"the record is of a network of {told:,} parameters, and {name_of(net)} has {parameters:,}; give the "
-            "record of the run that trained it, or none"
+        warnings.warn(
+            f"the record is of a network of {told:,} parameters, and {name_of(net)} has {parameters:,}: that is right "
+            "if its batch norms were folded, say, and wrong if it is another network",
+            stacklevel=2,
         )
     folder = Path(out)
     known = (record or {}).get("data", {})
@@ -142,7 +144,7 @@ def export_model(
         num_classes = classifier(images).shape[1]
     about = {
         "format": CONFIG_FORMAT,
-        "arch": getattr(net, "arch", "") or type(net).__name__,
+        "arch": name_of(net),
         "num_classes": num_classes,
         "class_names": list(class_names or known.get("class_names", ())),
         "parameters": parameters,
@@ -229,7 +231,9 @@ def _told(network: TrainedNetwork) -> dict[str, Any] | None:
     """What a file without a record says of itself, written like one."""
     if network.data is None:
         return None
-    said = {"data": {"name": network.data}}
+    said: dict[str, Any] = {"data": {"name": network.data}}
+    if network.image_size is not None:
+        said["data"]["image_size"] = network.image_size
     if network.normalisation is not None:
         said["settings"] = {"normalisation": network.normalisation}
     return said

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
+IGNORED = -100  # the label that torch's cross-entropy leaves out
+
+
 class Distiller(nn.Module):
     """A student, a frozen teacher and the loss between them, as a module to call in a loop of one's own.
 
@@ -128,7 +131,9 @@ class Distiller(nn.Module):
 
         Args:
             images: (B, C, H, W), normalised as both networks expect.
-            labels: (B,) int64, from 0 to K - 1; looked at on a CPU alone, because a GPU would have to be waited for.
+            labels: (B,) int64, from 0 to K - 1. Where no method looks at them also probabilities (B, K), and -100 for
+                images that the cross-entropy is to leave out. Their range is checked on a CPU alone, because a GPU
+                would have to be waited for.
             indices: (B,) int64 positions of the samples in the training set; for methods that keep something
                 for every sample.
 
@@ -157,19 +162,31 @@ class Distiller(nn.Module):
         return logits_of(self.student(images))
 
     def _check_labels(self, labels: Tensor, count: int) -> None:
-        expected = f"labels must be the numbers of the classes, int64 of shape ({count},)"
-        if labels.ndim != 1 or len(labels) != count or labels.dtype != torch.int64:
-            raise UserError(
-                f"{expected}, not {labels.dtype} of shape {tuple(labels.shape)}; convert them with .long(), and give "
-                "one class an image, since mixed labels are not supported"
-            )
-        if labels.device.type == "cpu" and count and not torch.compiler.is_compiling():
-            lowest, highest = map(int, labels.aminmax())
-            if lowest < 0 or highest >= self._num_classes:
+        if labels.is_floating_point() and not self._needs_classes:
+            if labels.shape != (count, self._num_classes):
                 raise UserError(
-                    f"{expected} from 0 to {self._num_classes - 1}, and there is a label "
-                    f"{lowest if lowest < 0 else highest}; leave images without a label out"
+                    f"labels that are probabilities must have the shape ({count}, {self._num_classes}), not "
+                    f"{tuple(labels.shape)}"
                 )
+            return
+        expected = f"labels must be the numbers of the classes, int64 of shape ({count},)"
+        if labels.shape != (count,) or labels.dtype not in (torch.int64, torch.uint8):
+            why = "; convert them with .long()"
+            if labels.ndim > 1:
+                why = f"; {self.objective.describe()} needs one class an image" if self._needs_classes else ""
+            raise UserError(f"{expected}, not {labels.dtype} of shape {tuple(labels.shape)}{why}")
+        if labels.device.type == "cpu" and count and not torch.compiler.is_compiling():
+            # Cross-entropy leaves out what has this label; a method that looks at the labels would not.
+            known = labels if self._needs_classes else labels[labels != IGNORED]
+            wrong = known[(known < 0) | (known >= self._num_classes)]
+            if len(wrong):
+                raise UserError(
+                    f"{expected} from 0 to {self._num_classes - 1}, and there is a label {wrong[0]}"
+                )
+
+    @property
+    def _needs_classes(self) -> bool:
+        return self.objective.per_sample or self.objective.needs_labels
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         if self.task.teacher is not None:  # outside of the module tree, and yet to follow .to(device)

@@ -179,9 +179,6 @@ class Method(nn.Module):
     ) -> dict[str, Tensor]:
         """Check, connect, promote to at least float32, and compute :meth:`terms` (or those of the first stage).
 
-        Without automatic casting, everything is brought to the type of the student's logits, or to float32 where that
-        is half precision: the type of the method's own modules.
-
         The teacher's outputs are detached first: nothing that a method does can reach the teacher, while a
         trainable head on the teacher's side still gets its gradient.
 
@@ -193,8 +190,9 @@ class Method(nn.Module):
         student, teacher = student.only(self.reads), teacher.only(self.reads).map(torch.Tensor.detach)
         device = student.logits.device.type
         if not torch.is_autocast_enabled(device):  # then nothing else brings the inputs to the weights' type
-            kind = torch.promote_types(student.logits.dtype, torch.float32)
-            student, teacher = student.map(lambda x: x.to(kind)), teacher.map(lambda x: x.to(kind))
+            student, teacher = student.map(at_least_float32), teacher.map(at_least_float32)
+            if teacher.logits.dtype != student.logits.dtype:  # networks of different types
+                teacher = teacher.map(lambda x: x.to(student.logits.dtype))
         connect = self.first_stage_connect if first_stage else self.connect
         terms = self.first_stage_terms if first_stage else self.terms
         student, teacher = connect(student, teacher)

@@ -104,6 +104,11 @@ class Objective(nn.Module):
         """Whether a method needs the samples' indices and the labels of the whole training set."""
         return any(m.per_sample for m in self._methods())
 
+    @property
+    def needs_labels(self) -> bool:
+        """Whether a method looks at the labels; the cross-entropy is no method."""
+        return any(m.needs_labels for m in self._methods())
+
     def expect_labels(self, there: bool, of: str) -> None:
         """Say whether the training images have labels.
 
@@ -245,6 +250,8 @@ def _check_declared(method: Method) -> None:
 
 def _number(weight: Any, what: str) -> float:
     """Return a weight as Python's own number, which is written without the name of a type."""
+    if isinstance(weight, Tensor) and weight.numel() == 1:
+        weight = weight.item()
     if isinstance(weight, bool) or not isinstance(weight, numbers.Real):
         raise UserError(f"{what} must be a number, not {type(weight).__name__} {weight!r}")
     try:
