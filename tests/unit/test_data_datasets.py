@@ -16,6 +16,9 @@ from data_helpers import contents, python2_pickle, write_folder
 from itrd.data import ImageDataset, Split, describe_dataset, list_datasets, load_dataset
 from itrd.data.cifar import LAYOUTS
 from itrd.data.trust import RECORD
+from itrd.engine.config import TrainConfig
+from itrd.engine.inputs import get_data
+from itrd.engine.record import label_of
 from itrd.errors import DataError, UnknownNameError
 
 CIFAR = ("cifar100", "cifar10")
@@ -297,7 +300,11 @@ def test_real_cifar100() -> None:
     std = [dataset.train.images[:, c].std() / 255 for c in range(3)]
     np.testing.assert_allclose(mean, (0.50708, 0.48655, 0.44092), atol=6e-6)
     np.testing.assert_allclose(std, (0.26733, 0.25644, 0.27615), atol=6e-6)
+    published = TrainConfig(model="resnet8").resolved()
+    assert label_of(published, get_data(published, dataset)) == "protocol"
+    assert label_of(published, get_data(published, dataset).normalised("imagenet")) == "custom"
     part = dataset.subset(train=2000, test=500)
+    assert label_of(published, part) == "custom"
     assert set(np.bincount(part.train.labels)) == {20}
     assert set(np.bincount(part.test.labels)) == {5}
 

@@ -154,7 +154,7 @@ def test_runs_that_commit_at_once_lose_no_rows(tmp_path: Path, data: Any, images
 def test_a_lock_that_is_never_released_is_named(
     tmp_path: Path, data: Any, images: DeviceImages, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("itrd.engine.table.PATIENCE", 0.1)
+    monkeypatch.setattr("itrd.engine.table_file.PATIENCE", 0.1)
     table = open_table(tmp_path, data, images, teacher())
     with (
         FileLock(table.file.folder / "filled.lock"),
