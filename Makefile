@@ -33,10 +33,11 @@ test-oldest:
 
 # The figures of docs/reliability.md: about half an hour on two cores.
 reliability: $(DEV)
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/kill.py --kills 200
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/stop.py
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/endurance.py
-	$(BIN)/python -m pytest -m slow tests/unit/test_hostile_files.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/kill.py --kills 200 --out benchmarks/measured/cpu-kills.json
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/stop.py --out benchmarks/measured/cpu-stops.json
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/endurance.py --out benchmarks/measured/cpu-endurance.json
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/mutations.py --out benchmarks/measured/cpu-mutations.json
+	$(BIN)/python benchmarks/pages.py
 
 lint: $(DEV)
 	$(BIN)/ruff check .

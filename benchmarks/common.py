@@ -1,9 +1,13 @@
-"""What the benchmarks share: synthetic CIFAR-sized data, the machine's description, median and spread."""
+"""What the benchmarks share: synthetic CIFAR-sized data, the machine's description, files of what was measured."""
 
 from __future__ import annotations
 
+import json
+import shlex
 import statistics
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -46,3 +50,15 @@ def median_and_spread(values: Sequence[float]) -> tuple[float, float]:
     """Median, and half the range in percent of it."""
     middle = statistics.median(values)
     return middle, 50 * (max(values) - min(values)) / middle
+
+
+def write(path: Path | None, device: torch.device, **found: object) -> None:
+    """Keep what a benchmark found as JSON, with the machine and the command line; nothing without a path."""
+    if path is None:
+        return
+    given = [Path(sys.argv[0]).name, *sys.argv[1:]]
+    if "--out" in given:  # where the file lies says nothing about what is in it
+        at = given.index("--out")
+        del given[at : at + 2]
+    about = {"machine": machine(device), "command": f"python benchmarks/{shlex.join(given)}"}
+    path.write_text(json.dumps(about | found, indent=1) + "\n", encoding="utf-8")

@@ -1,6 +1,6 @@
 """What the choices that docs/performance.md explains for CPUs are worth, each beside its alternative, in one run.
 
-    python benchmarks/cpu_choices.py [--pair wrn_40_2:wrn_16_2] [--epochs 3] [--steps 12]
+    python benchmarks/cpu_choices.py [--pair wrn_40_2:wrn_16_2] [--epochs 3] [--steps 12] [--out choices.json]
 
 First a step with ITRD in bf16 at batch 64, with a live teacher and with its filled table: as it is, with glibc giving
 blocks back to the kernel, and compiled; images/s (median over epochs, half range), page faults a step, and the
@@ -20,9 +20,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from pathlib import Path
+from typing import Any
 
 import torch
-from common import machine, median_and_spread, synthetic_cifar100
+from common import machine, median_and_spread, synthetic_cifar100, write
 from rich.console import Console
 from rich.table import Table
 
@@ -80,8 +82,8 @@ def child(arguments: argparse.Namespace, compile: bool = False, table: bool = Fa
     print(json.dumps({"rates": rates, "faults": (faults[-1] - faults[0]) / steps}))
 
 
-def measured(arguments: argparse.Namespace, name: str) -> list[str]:
-    """One choice's row: images/s, page faults, milliseconds of convolutions."""
+def measured(arguments: argparse.Namespace, name: str) -> dict[str, Any]:
+    """What one choice gives: images/s of the epochs, page faults and milliseconds of convolutions a step."""
     environment, settings = CHOICES[name]
     command = [sys.executable, __file__, "--child", json.dumps(settings), "--pair", arguments.pair]
     command += ["--epochs", str(arguments.epochs), "--steps", str(arguments.steps)]
@@ -90,11 +92,20 @@ def measured(arguments: argparse.Namespace, name: str) -> list[str]:
     )
     *verbose, last = done.stdout.splitlines()
     found = json.loads(last)
-    rate, spread = median_and_spread(found["rates"])
-    spent = [line.split(",") for line in verbose if ",exec,cpu,convolution," in line]
+    spent = [float(line.split(",")[-1]) for line in verbose if ",exec,cpu,convolution," in line]
     steps = arguments.steps * (arguments.epochs + 1)
-    convolutions = f"{sum(float(fields[-1]) for fields in spent) / steps:.0f}" if spent else ""
-    return [f"{rate:,.0f} ±{spread:.0f}%", f"{found['faults']:,.0f}", convolutions]
+    return found | {"convolutions_ms": sum(spent) / steps if spent else None}
+
+
+def row(found: dict[str, Any]) -> list[str]:
+    """What one choice gives, as a table shows it."""
+    rate, spread = median_and_spread(found["rates"])
+    convolutions = found["convolutions_ms"]
+    return [
+        f"{rate:,.0f} ±{spread:.0f}%",
+        f"{found['faults']:,.0f}",
+        "" if convolutions is None else f"{convolutions:.0f}",
+    ]
 
 
 def gradient(channels: int, side: int, stride: int) -> float:
@@ -120,6 +131,7 @@ def main() -> None:
     parser.add_argument("--pair", default="wrn_40_2:wrn_16_2", help="TEACHER:STUDENT")
     parser.add_argument("--epochs", type=int, default=3, help="epochs measured, after one that warms up")
     parser.add_argument("--steps", type=int, default=12, help="steps per epoch")
+    parser.add_argument("--out", type=Path, help="write the numbers as JSON, too")
     parser.add_argument("--child", type=json.loads, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child is not None:
@@ -128,16 +140,22 @@ def main() -> None:
     console = Console(width=120)
     title = f"{arguments.pair}, ITRD, bf16, n = {arguments.epochs} epochs"
     table = Table("", "images/s", "page faults a step", "convolutions, ms a step", title=title)
-    for name in CHOICES:
-        table.add_row(name, *measured(arguments, name))
+    choices = {name: measured(arguments, name) for name in CHOICES}
+    for name, found in choices.items():
+        table.add_row(name, *row(found))
     console.print(table)
     table = Table(
         "channels x side", "stride 2, ms", "stride 1, ms", "times", caption=machine(torch.device("cpu"))
     )
+    depthwise = {}
     for channels, side in DEPTHWISE:
-        slow, fast = (gradient(channels, side, stride) for stride in (2, 1))
+        slow, fast = depthwise[f"{channels} x {side}"] = [
+            gradient(channels, side, stride) for stride in (2, 1)
+        ]
         table.add_row(f"{channels} x {side}", f"{slow:.2f}", f"{fast:.2f}", f"{slow / fast:.0f}")
     console.print(table)
+    settings = {k: getattr(arguments, k) for k in ("pair", "epochs", "steps")}
+    write(arguments.out, torch.device("cpu"), **settings, choices=choices, depthwise_ms=depthwise)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """A long run of a tiny network: memory, open files, and what is written; and what a run of wrn_40_2 writes.
 
-python benchmarks/endurance.py --steps 10000
+python benchmarks/endurance.py --steps 10000 [--out endurance.json]
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from common import write
 from torch import nn
 
 from itrd import files
@@ -152,11 +153,16 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--steps", type=int, default=10_000)
+    parser.add_argument("--out", type=Path, help="write them into a file, too")
     options = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
-        print(json.dumps(endure(options.steps, Path(name) / "long"), indent=1))
-        print(json.dumps(disk("wrn_40_2", Path(name) / "wide"), indent=1))
+        found = {
+            "long": endure(options.steps, Path(name) / "long"),
+            "disk": disk("wrn_40_2", Path(name) / "wide"),
+        }
+    print(json.dumps(found, indent=1))
+    write(options.out, torch.device("cpu"), **found)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import machine
+from common import machine, write
 from rich.console import Console
 from rich.table import Table
 from scipy.stats import chisquare
@@ -144,6 +144,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--out", type=Path, help="write the numbers as JSON, too")
     arguments = parser.parse_args()
     device = resolve_device(arguments.device)
     data = itrd.load_dataset(arguments.data, arguments.data_root)
@@ -185,6 +186,17 @@ def main() -> None:
         rate = float(np.median([e.images_per_second for r in rows[fast] for e in r.history]))
         table.add_row(name, str(s.n), f"{s.mean:.2f}%", f"{s.std:.2f}", f"{rate:,.0f}")
     console.print(table)
+    write(
+        arguments.out,
+        device,
+        student=arguments.student,
+        method=arguments.method,
+        data=data.name,
+        epochs=arguments.epochs,
+        views={"compared": views, "pixels_different": different, "p_uniform": p},
+        losses={"plain": steps[False], "fast": steps[True]},
+        top1={"plain": scores[False], "fast": scores[True]},
+    )
     gap = paired_difference(scores[True], scores[False])
     console.print(
         f"fast - plain: {gap.mean:+.2f} points, 95% interval {gap.low:+.2f} to {gap.high:+.2f}, n = {gap.n}"

@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 
 import torch
-from common import machine
+from common import machine, write
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -154,14 +154,8 @@ def main() -> None:
                 cells += [f"{taken:.1f}", f"{taken / floor(found, roles):.1f}"]
         table.add_row(*cells)
     Console(width=140).print(table)
-    if arguments.out:
-        facts = {"machine": machine(device), "flops": flops, "bytes_per_second": rate}
-        facts |= {
-            "batch_size": arguments.batch_size,
-            "precision": arguments.precision,
-            "milliseconds": floors,
-        }
-        arguments.out.write_text(json.dumps(facts, indent=2) + "\n")
+    settings = {"batch_size": arguments.batch_size, "precision": arguments.precision}
+    write(arguments.out, device, flops=flops, bytes_per_second=rate, **settings, milliseconds=floors)
 
 
 if __name__ == "__main__":

@@ -13,14 +13,13 @@ default. The networks take turns, so that whatever else the machine does meets t
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from common import machine, median_and_spread
+from common import machine, median_and_spread, write
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -115,11 +114,7 @@ def main() -> None:
             )
         results[text] = {"file_bytes": sizes, "binary_weight_bytes": weights, "milliseconds": times}
     Console(width=150).print(table)
-    if arguments.out:
-        arguments.out.write_text(
-            json.dumps({"machine": machine(torch.device("cpu")), "runs": arguments.runs, **results}, indent=2)
-            + "\n"
-        )
+    write(arguments.out, torch.device("cpu"), runs=arguments.runs, pairs=results)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ networks and loss compiled, which takes a minute or two a pair to compile.
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import tempfile
 from collections.abc import Callable
@@ -22,7 +21,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import torch
-from common import machine, median_and_spread, synthetic_cifar100
+from common import machine, median_and_spread, synthetic_cifar100, write
 from conventional import train_epochs
 from rich.console import Console
 from rich.table import Table
@@ -137,9 +136,7 @@ def main() -> None:
     for text in arguments.pairs:
         teacher, _, student = text.partition(":")
         results[text] = measure((teacher, student), arguments)
-        if arguments.out:
-            written = {"machine": machine(device), **settings, "images_per_second": results}
-            arguments.out.write_text(json.dumps(written, indent=2) + "\n")
+        write(arguments.out, device, **settings, images_per_second=results)
     table = Table(
         title=f"ITRD, batch {arguments.batch_size}, images/s: median of {arguments.epochs} epochs of "
         f"{arguments.steps} steps (± half range), × against the conventional loop",
