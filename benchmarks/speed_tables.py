@@ -116,8 +116,8 @@ def fidelity(machine: str) -> str:
     return "\n".join(
         [
             f"- {views['compared'] // 3} views of each of three images: {views['pixels_different']} pixels differ "
-            "from pad, crop, flip, scale, normalise done one by one; the hypothesis that all views are equally likely has "
-            f"p = {views['p_uniform']:.2f}.",
+            "from pad, crop, flip, scale, normalise done one by one; the hypothesis that all views are equally "
+            f"likely has p = {views['p_uniform']:.2f}.",
             f"- Accuracy after the last of {found['epochs']} epochs, n = {gap.n} seeds: {', '.join(said)}; difference "
             f"{gap.mean:+.2f} points, 95% interval {gap.low:+.2f} to {gap.high:+.2f}.",
             f"- {count} steps from the same weights on the same batches; loss at step",
