@@ -14,6 +14,7 @@ from fuzz_mutate import Format, mutated
 
 def pth(folder: Path) -> Format:
     """Archives and files from before them; half the time the pickle inside, with checksums that are right."""
+    import numpy as np
     import torch
 
     from itrd.engine.checkpoint import load_into, read_weights
@@ -22,6 +23,7 @@ def pth(folder: Path) -> Format:
     path = folder / "x.pth"
     shapes = {key: value.shape for key, value in net.state_dict().items()}
     content = {"epoch": 3, "model": net.state_dict(), "best_acc": torch.tensor(5.0), "opt": [1, "two", None]}
+    content |= {"best": np.float64(5.0), "curve": np.arange(3)}
     archive, legacy = (_saved(content, new) for new in (True, False))
     with zipfile.ZipFile(io.BytesIO(archive)) as opened:
         members = {name: opened.read(name) for name in opened.namelist()}

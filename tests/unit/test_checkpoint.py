@@ -9,6 +9,7 @@ import pickle
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load
@@ -139,6 +140,24 @@ def test_auxiliary_modules_of_other_networks_are_kept(tmp_path: Path) -> None:
     torch.save({"net": {"auxiliary.w": torch.zeros(1)}}, tmp_path / "y.pth")
     with pytest.raises(CheckpointError, match="holds no weights"):
         read_weights(tmp_path / "y.pth")
+
+
+@pytest.mark.parametrize("kind", ["archive", "legacy", "of another NumPy"])
+def test_numbers_of_numpy_beside_the_weights_are_let_be(tmp_path: Path, kind: str) -> None:
+    """Scripts leave their best accuracy and their curves as they had them."""
+    net = create_model("resnet8", 10)
+    content = {"best_acc": np.float64(71.5), "curve": np.arange(3.0), "model": net.state_dict()}
+    path = tmp_path / "x.pth"
+    torch.save(content, path, _use_new_zipfile_serialization=kind == "archive")
+    if kind == "of another NumPy":
+        names = [b"cnumpy._core.", b"cnumpy.core."]
+        if names[0] not in path.read_bytes():
+            names.reverse()
+        path.write_bytes(path.read_bytes().replace(*names))
+        assert names[1] in path.read_bytes()
+    state, _ = read_weights(path)
+    assert state.keys() == net.state_dict().keys()
+    assert all(torch.equal(state[key], value) for key, value in net.state_dict().items())
 
 
 def test_files_without_batch_counters_load(tmp_path: Path) -> None:

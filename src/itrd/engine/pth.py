@@ -53,6 +53,8 @@ class _Refused(Exception):
 def load_pth(content: bytes, source: str) -> Any:
     """Return what a file of ``torch.save`` holds: tensors on the CPU, numbers, strings and containers of them.
 
+    NumPy's numbers and arrays, which many scripts leave beside the weights (a best accuracy, a curve), are let be.
+
     Raises:
         CheckpointError: damaged, not such a file, or asking for more than weights.
     """
@@ -79,9 +81,29 @@ class _Program(Exception):
     """The file asks for something to be called that makes no weights."""
 
 
+class _Unread:
+    """What stands for a number or an array of NumPy's: it takes whatever makes one, and looks at nothing."""
+
+    def __init__(self, *parts: object) -> None:
+        pass
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
+_LET_BE: list[Any] = [
+    (_Unread, f"numpy.{name}")
+    for name in (
+        "dtype",
+        "ndarray",
+        *(f"{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
+    )
+]
+
+
 def _weights_only(content: bytes) -> Any:
     try:
-        with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
+        with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace, *_LET_BE]):
             warnings.simplefilter("ignore")  # remarks on a file's pickle protocol
             return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
