@@ -203,6 +203,17 @@ def test_a_named_dataset_read_otherwise() -> None:
         read_dataset(digits, Reading(augment="randaugment", resident="yes"))
 
 
+@pytest.mark.parametrize("setting", [{"val_fraction": 0.5}, {"test_split": "val"}, {"label_column": "label"}])
+def test_settings_without_effect_are_refused(setting: dict[str, Any], tmp_path: Path) -> None:
+    name = next(iter(setting))
+    with pytest.raises(UserError, match=f"{name} has no effect on digits"):
+        read_dataset("digits", Reading(**setting))
+    if name == "label_column":
+        write_photos(tmp_path / "photos")
+        with pytest.raises(UserError, match="no table; leave"):
+            read_dataset(str(tmp_path / "photos"), Reading(**setting))
+
+
 # --- datasets given in Python ----------------------------------------------------------------------------
 
 

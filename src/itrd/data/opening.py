@@ -170,6 +170,8 @@ def _from_path(name: str, columns: tables.Columns, test_split: str | None) -> tu
             return tables.read_saved(path, columns, test_split)
         if next(path.rglob("*.parquet"), None) is not None:
             return tables.read_parquet(path, columns, test_split)
+        if any(columns):
+            raise UserError(f"{name} holds image files and no table; leave image_column and label_column out")
         return folders.read_folder(path, test_split)
     if path.suffix == ".parquet" and path.is_file():
         return tables.read_parquet(path, columns, test_split)
@@ -336,6 +338,11 @@ def _augmented(data: ImageDataset, size: int, usual: str, reading: Reading) -> I
 def _read_otherwise(data: ImageDataset, reading: Reading) -> ImageDataset:
     """Apply what a reading asks for to a dataset that has its images in memory."""
     assert isinstance(data.train, Split)
+    for name in ("val_fraction", "test_split", "image_column", "label_column"):
+        if getattr(reading, name) != getattr(Reading(), name):
+            raise UserError(
+                f"{name} has no effect on {data.name}, whose training and test images are what they are; leave it out"
+            )
     own = data.train.images.shape[2]
     size = reading.image_size or own
     if size == own and reading.flip in (None, data.flip) and reading.augment == "auto":
