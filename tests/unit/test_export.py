@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import copy
 import json
+import logging
 import re
 import shutil
 import subprocess
@@ -430,6 +431,14 @@ def test_folder_of_something_else_is_refused(tmp_path: Path) -> None:
         itrd.export_model(net(), tmp_path / "full")
     with pytest.raises(RunFolderError, match="is a file"):
         itrd.export_model(net(), tmp_path / "full" / "notes.txt")
+
+
+def test_an_operator_set_that_is_too_old(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The exporter logs its failed conversion with a traceback; the user sees what can be chosen."""
+    with pytest.raises(UserError, match=r"no form in ONNX's operator set 9; choose --opset \d+"):
+        itrd.export_model(net(), tmp_path / "e", "onnx", image_shape=(3, 32, 32), opset=9)
+    assert not [record for record in caplog.records if record.name.startswith("onnxscript")]
+    assert not logging.root.manager.disable
 
 
 def test_command_line_refuses_in_one_line(

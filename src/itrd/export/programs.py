@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import logging
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -110,7 +112,7 @@ def write_onnx(
     """
     names: dict[str, Any] = {"input_names": [INPUT], "output_names": [OUTPUT]}
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _unlogged():
             warnings.simplefilter("ignore", FutureWarning)  # of torch, about torch
             converted = torch.onnx.export(
                 program, (), dynamo=True, opset_version=opset, verbose=False, **names
@@ -126,6 +128,17 @@ def write_onnx(
     converted.model.metadata_props.update(metadata or {})
     converted.save(path, external_data=False)
     return written
+
+
+@contextmanager
+def _unlogged() -> Iterator[None]:
+    """Keep the exporter's remarks and tracebacks on versions to itself: what it wrote is looked at afterwards."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def run_torch(path: Path) -> Callable[[Tensor], Tensor]:
