@@ -20,7 +20,7 @@ from itrd.bench.ledger import Ledger
 from itrd.bench.pagedata import packed, page_data
 from itrd.bench.report import embedded, write_report
 from itrd.bench.summary import TrackSummary, summaries, title_of
-from itrd.bench.tables import difference, escape, hundredths, published_table, track_tables
+from itrd.bench.tables import difference, escape, hundredths, measured_table, published_table, track_tables
 from itrd.bench.tracks import list_tracks, load_track
 from itrd.catalogue.overhead import cost_in_words, measurements
 from itrd.cli import main
@@ -105,6 +105,22 @@ def test_a_difference_says_its_pairs_where_it_is_not_that_of_the_means(
     number = track["pairs"].index(PAIR) * len(track["methods"]) + summary.methods.index("kd")
     pairs = re.search(r"(\d) pair", said)
     assert track["cells"][number]["gain"][4] == (int(pairs[1]) if pairs else None)
+
+
+def test_what_was_run_stands_alone(tmp_path: Path) -> None:
+    """A network that belongs to several pairs has one row; what was not run has none."""
+    empty = TrackSummary("protocol", [])
+    assert measured_table(empty) == "No runs yet."
+    put(tmp_path, "none", 0, 69.5, 69.75)
+    for seed, last in ((0, 71.5), (1, 72.5)):
+        put(tmp_path, "itrd", seed, last, last)
+    rows = measured_table(TrackSummary("protocol", Ledger(tmp_path).runs("protocol"))).splitlines()
+    assert rows[2:5] == [
+        "| resnet20 alone | 69.06 | **69.50** | 1 |  | +0.44 | 69.75 |",
+        "| resnet56 → resnet20, ITRD | 71.47 | **72.00** | 2 | 0.71 | +0.53 | 72.00 |",
+        "",
+    ]
+    assert rows[5].startswith("Track `protocol`, 3 runs")
 
 
 def test_too_few_runs_give_no_certainty() -> None:

@@ -1,8 +1,8 @@
 """Figures in README and docs: blocks between markers, generated from the ledger.
 
 A block begins with a line ``<!-- ledger:WHAT -->`` and ends with a line ``<!-- /ledger -->``. WHAT is ``TRACK`` for
-the tables of a track, ``TRACK/itrd`` for ITRD against its published values, ``TRACK/methods`` for the methods with what
-they read, cost and gain, or ``zoo`` for the teachers.
+the tables of a track, ``TRACK/measured`` for its cells that were run, ``TRACK/itrd`` for ITRD against its published
+values, ``TRACK/methods`` for the methods with what they read, cost and gain, or ``zoo`` for the teachers.
 """
 
 from __future__ import annotations
@@ -21,7 +21,12 @@ from itrd.files import write_atomically
 _MARKER = re.compile(r"^<!-- (?:ledger:(?P<what>\S+)|(?P<end>/ledger)) -->$")
 
 
-_PARTS = {"": tables.track_tables, "itrd": tables.itrd_table, "methods": choices.choice_table}
+_PARTS = {
+    "": tables.track_tables,
+    "measured": tables.measured_table,
+    "itrd": tables.itrd_table,
+    "methods": choices.choice_table,
+}
 
 
 class DocumentError(UserError):
@@ -38,7 +43,9 @@ def block(what: str, ledger: Ledger, zoo: Path) -> str:
         return tables.zoo_table(zoo)
     track, _, part = what.partition("/")
     if track not in {*list_tracks(), *ledger.tracks()} or part not in _PARTS:
-        raise DocumentError(f"no block ledger:{what}; it is zoo, TRACK, TRACK/itrd or TRACK/methods")
+        raise DocumentError(
+            f"no block ledger:{what}; it is zoo, TRACK or TRACK/PART, with one of {', '.join(filter(None, _PARTS))}"
+        )
     return _PARTS[part](TrackSummary(track, ledger.runs(track)))
 
 

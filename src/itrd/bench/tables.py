@@ -116,6 +116,38 @@ def itrd_table(summary: TrackSummary) -> str:
     return table(["", "published", "ours, last epoch", "n", "difference", "against student alone"], rows)
 
 
+def measured_table(summary: TrackSummary) -> str:
+    """The cells that were run, and nothing else."""
+    rows: dict[str, list[str]] = {}
+    for method in summary.methods:
+        for pair in summary.pairs:
+            entry = summary.entry(pair, method)
+            if entry.last is None or entry.best is None:
+                continue
+            said = entry.published
+            rows[_cell_name(pair, method)] = [
+                ""
+                if said is None or said.top1 is None
+                else hundredths(said.top1) + _NOT_LAST.get(said.epoch, ""),
+                f"**{hundredths(entry.last.mean)}**",
+                str(entry.last.n),
+                spread(entry.last),
+                "" if entry.from_published is None else hundredths(entry.from_published, "+"),
+                hundredths(entry.best.mean),
+            ]
+    columns = ["", "published", "ours, last epoch", "n", "std", "difference", "best epoch"]
+    shown = [table(columns, [[escape(name), *cells] for name, cells in rows.items()])] if rows else []
+    return "\n\n".join([*shown, *map(escape, warned(summary)), _where(summary)])
+
+
+def _cell_name(pair: Pair, method: str) -> str:
+    if method == TEACHER:
+        return f"{pair.teacher}, a teacher"
+    if method == ALONE:
+        return f"{pair.student} alone"
+    return f"{pair.teacher} → {pair.student}, {title_of(method)}"
+
+
 def zoo_table(zoo: Path) -> str:
     """The teachers of the zoo, as their cards describe them."""
     rows = []
