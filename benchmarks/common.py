@@ -40,8 +40,9 @@ def synthetic_cifar100(train: int, test: int = 100, size: int = 32) -> ImageData
 def machine(device: torch.device) -> str:
     """One line: hardware and versions."""
     where = provenance(str(device))
+    threads = f"{where['threads']} thread{'s' * (where['threads'] != 1)}"
     return (
-        f"{where['hardware']}, {where['threads']} threads, torch {where['torch']}, Python {where['python']}, "
+        f"{where['hardware']}, {threads}, torch {where['torch']}, Python {where['python']}, "
         f"itrd {where['itrd']} at {str(where['commit'])[:12]}"
     )
 
