@@ -37,6 +37,7 @@ def pth(folder: Path) -> Format:
         b"R",
         b"Q",
         b"cos\nsystem\n",
+        b"c_codecs\nencode\n",
         b"t",
         b"h\0",
         b".",

@@ -114,13 +114,18 @@ def test_what_was_run_stands_alone(tmp_path: Path) -> None:
     put(tmp_path, "none", 0, 69.5, 69.75)
     for seed, last in ((0, 71.5), (1, 72.5)):
         put(tmp_path, "itrd", seed, last, last)
+    put(tmp_path, "reviewkd", 0, 71.0, 71.5)
+    put(tmp_path, "teacher", 0, 72.5, 72.5)
     rows = measured_table(TrackSummary("protocol", Ledger(tmp_path).runs("protocol"))).splitlines()
-    assert rows[2:5] == [
+    assert rows[2:8] == [
+        "| resnet56, a teacher | 72.34 | **72.50** | 1 |  | +0.16 | 72.50 |",
         "| resnet20 alone | 69.06 | **69.50** | 1 |  | +0.44 | 69.75 |",
+        "| resnet56 → resnet20, ReviewKD | 71.89† | **71.00** | 1 |  | -0.89 | 71.50 |",
         "| resnet56 → resnet20, ITRD | 71.47 | **72.00** | 2 | 0.71 | +0.53 | 72.00 |",
         "",
+        "† The source does not say which epoch.",
     ]
-    assert rows[5].startswith("Track `protocol`, 3 runs")
+    assert rows[9].startswith("Track `protocol`, 5 runs")
 
 
 def test_too_few_runs_give_no_certainty() -> None:

@@ -160,6 +160,14 @@ def test_numbers_of_numpy_beside_the_weights_are_let_be(tmp_path: Path, kind: st
     assert all(torch.equal(state[key], value) for key, value in net.state_dict().items())
 
 
+def test_numpy_weights_are_named(tmp_path: Path) -> None:
+    net = create_model("resnet8", 10)
+    arrays = {key: value.numpy() for key, value in net.state_dict().items()}
+    torch.save({"model": arrays}, tmp_path / "x.pth")
+    with pytest.raises(CheckpointError, match=r"x.pth: conv1.weight is an array of NumPy's, not a tensor"):
+        read_weights(tmp_path / "x.pth")
+
+
 def test_files_without_batch_counters_load(tmp_path: Path) -> None:
     net = create_model("resnet8", 100)
     state = {k: v for k, v in net.state_dict().items() if not k.endswith("num_batches_tracked")}

@@ -214,6 +214,15 @@ def test_settings_without_effect_are_refused(setting: dict[str, Any], tmp_path: 
             read_dataset(str(tmp_path / "photos"), Reading(**setting))
 
 
+def test_a_split_that_is_not_there() -> None:
+    a, b = Pictures(), Pictures(6)
+    with pytest.raises(DataError, match="nothing is called vall; the mapping has 'train', 'val'"):
+        read_dataset({"train": a, "val": b}, Reading(test_split="vall"))
+    for given in ((a, b), a):
+        with pytest.raises(DataError, match=r"test_split names a split, and this .* has none"):
+            read_dataset(given, Reading(test_split="val"))
+
+
 # --- datasets given in Python ----------------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import io
 import json
@@ -14,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -97,6 +99,8 @@ def count_of(raw: bytes, number: bytes) -> bytes:
 
 PAIRS = b"".join(b"q%ch%c\x86" % (i, i) for i in range(40))  # a pair of one value twice, of that twice, ...
 HUGE = b"\x8a\x06\x00\x00\x00\x00\x00\x01"  # 2^40
+MANY = "".join(chr(0x4E00 + i % 20_000) for i in range(66_666)).encode() + b"xx"  # 200,000 bytes
+
 
 PTH: dict[str, tuple[Callable[[], bytes], str]] = {
     "os.system": (lambda: saved({"model": reducing(os.system, "touch executed")}), "more than weights"),
@@ -111,6 +115,16 @@ PTH: dict[str, tuple[Callable[[], bytes], str]] = {
         "more than weights",
     ),
     "nested name": (lambda: with_pickle(b"\x80\x02ctorch.serialization\nos.system\n."), "more than weights"),
+    "text in a slow codec": (
+        lambda: with_pickle(
+            b"\x80\x02c_codecs\nencode\nX" + struct.pack("<I", 200_000) + MANY + b"X\x08\0\0\0punycode\x86R."
+        ),
+        "more than weights",
+    ),
+    "a codec by another name": (
+        lambda: with_pickle(b"\x80\x02c_codecs\nencode\nq\0X\1\0\0\0aX\6\0\0\0utf-32\x86q\1h\0h\1R."),
+        "more than weights",
+    ),
     "torch.load": (lambda: with_pickle(b"\x80\x02ctorch\nload\nX\1\0\0\0x\x85R."), "more than weights"),
     "new object": (lambda: with_pickle(b"\x80\x02csubprocess\nPopen\n)\x81."), "more than weights"),
     "an own class": (lambda: saved(torch.nn.Linear(1, 1)), "more than weights"),
@@ -252,6 +266,26 @@ def test_safetensors(kind: str, tmp_path: Path) -> None:
 
 def state_file(path: Path, body: bytes) -> None:
     path.write_bytes(b"itrd-checkpoint-1 " + hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
+
+
+def test_what_a_program_has_allowed_for_its_own_files_is_not_called(tmp_path: Path) -> None:
+    path = tmp_path / "x.pth"
+    path.write_bytes(with_pickle(b"\x80\x02cproject\ngetcwd\n)R."))
+    with torch.serialization.safe_globals([(os.getcwd, "project.getcwd"), argparse.Namespace]):
+        assert torch.load(path, weights_only=True) == os.getcwd()
+        before = torch.serialization.get_safe_globals()
+        with pytest.raises(CheckpointError, match="could execute code"):
+            read_weights(path)
+        torch.save({"best_acc": np.float64(1), **WEIGHTS}, path)
+        assert read_weights(path)[0].keys() == {"w"}
+        assert set(torch.serialization.get_safe_globals()) == set(before)
+
+
+def test_a_state_with_numbers_of_numpy(tmp_path: Path) -> None:
+    """They are not let be there: a method would get something else back than it gave."""
+    state_file(tmp_path / "checkpoint.pt", saved({"task": {"extra": np.float64(1)}}))
+    with pytest.raises(CheckpointError, match="more than weights"):
+        load_state(tmp_path / "checkpoint.pt")
 
 
 def test_a_state_with_code_and_a_right_checksum(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -61,8 +61,8 @@ def published_table(summary: TrackSummary, pairs: Iterable[Pair]) -> str:
 
 def _beside(entry: Entry) -> str:
     parts = []
-    if entry.published is not None and entry.published.top1 is not None:
-        parts.append(f"{hundredths(entry.published.top1)}{_NOT_LAST.get(entry.published.epoch, '')}")
+    if said := _published(entry):
+        parts.append(said)
     if entry.last is not None and entry.best is not None:
         interval = f" ±{hundredths(entry.last.half_width)}" if entry.last.n > 1 else ""
         parts.append(
@@ -124,20 +124,28 @@ def measured_table(summary: TrackSummary) -> str:
             entry = summary.entry(pair, method)
             if entry.last is None or entry.best is None:
                 continue
-            said = entry.published
             rows[_cell_name(pair, method)] = [
-                ""
-                if said is None or said.top1 is None
-                else hundredths(said.top1) + _NOT_LAST.get(said.epoch, ""),
+                _published(entry),
                 f"**{hundredths(entry.last.mean)}**",
                 str(entry.last.n),
                 spread(entry.last),
                 "" if entry.from_published is None else hundredths(entry.from_published, "+"),
                 hundredths(entry.best.mean),
             ]
-    columns = ["", "published", "ours, last epoch", "n", "std", "difference", "best epoch"]
+    columns = ["", "published", "ours, last epoch", "n", "std", "against published", "best epoch"]
     shown = [table(columns, [[escape(name), *cells] for name, cells in rows.items()])] if rows else []
-    return "\n\n".join([*shown, *map(escape, warned(summary)), _where(summary)])
+    marks = {"†": "The source does not say which epoch.", "‡": "Best epoch."}
+    legend = " ".join(
+        f"{mark} {text}" for mark, text in marks.items() if any(mark in cells[0] for cells in rows.values())
+    )
+    return "\n\n".join(filter(None, [*shown, legend, *map(escape, warned(summary)), _where(summary)]))
+
+
+def _published(entry: Entry) -> str:
+    """The published number with its mark; nothing where there is none."""
+    if entry.published is None or entry.published.top1 is None:
+        return ""
+    return f"{hundredths(entry.published.top1)}{_NOT_LAST.get(entry.published.epoch, '')}"
 
 
 def _cell_name(pair: Pair, method: str) -> str:

@@ -67,6 +67,8 @@ def read_object(
 
 def _halves(source: Any, test_split: str | None) -> tuple[Any, Any]:
     names = TESTS if test_split is None else (test_split,)
+    if test_split is not None and not isinstance(source, Mapping) and not hasattr(source, "train"):
+        raise DataError(f"test_split names a split, and this {type(source).__name__} has none; leave it out")
     if isinstance(source, tuple):
         if len(source) != 2:
             raise DataError(f"a tuple must be a pair of datasets (train, test), not {len(source)} things")
@@ -81,12 +83,16 @@ def _halves(source: Any, test_split: str | None) -> tuple[Any, Any]:
             raise DataError(
                 f"a mapping of datasets needs 'train', or 'test' to test alone; it has {', '.join(map(repr, source))}"
             )
+        if test_split is not None and test_split not in source:
+            raise DataError(f"nothing is called {test_split}; the mapping has {', '.join(map(repr, source))}")
         return source.get("train"), next((source[name] for name in names if name in source), None)
     if hasattr(source, "train_dataloader"):
         source.prepare_data()
         source.setup("fit")
         return _one_loader(source.train_dataloader(), "train"), _one_loader(_validation(source), "val")
     if not isinstance(source, Iterable) and not hasattr(source, "__getitem__") and hasattr(source, "train"):
+        if test_split is not None and not hasattr(source, test_split):
+            raise DataError(f"the {type(source).__name__} has no attribute {test_split} to test on")
         return source.train, next((getattr(source, name) for name in names if hasattr(source, name)), None)
     return source, None
 

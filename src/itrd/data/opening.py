@@ -133,8 +133,10 @@ def open_dataset(
         UnknownNameError: neither a name nor a path.
     """
     if isinstance(source, str) and source in datasets.list_datasets():
+        _check_effect(source, reading)
         source = datasets.load_dataset(source, root, download=download)
     if isinstance(source, ImageDataset):
+        _check_effect(source.name, reading)
         return _read_otherwise(source, reading)
     columns = reading.image_column, reading.label_column
     if isinstance(source, (str, os.PathLike)):
@@ -335,14 +337,18 @@ def _augmented(data: ImageDataset, size: int, usual: str, reading: Reading) -> I
     return replace(data, augmentation=Strong(geometry, policy_of(name)))
 
 
+def _check_effect(name: str, reading: Reading) -> None:
+    """Refuse what decides about images that are not divided or labelled, of a dataset that is."""
+    for setting in ("val_fraction", "test_split", "image_column", "label_column"):
+        if getattr(reading, setting) != getattr(Reading(), setting):
+            raise UserError(
+                f"{setting} has no effect on {name}, whose training and test images are what they are; leave it out"
+            )
+
+
 def _read_otherwise(data: ImageDataset, reading: Reading) -> ImageDataset:
     """Apply what a reading asks for to a dataset that has its images in memory."""
     assert isinstance(data.train, Split)
-    for name in ("val_fraction", "test_split", "image_column", "label_column"):
-        if getattr(reading, name) != getattr(Reading(), name):
-            raise UserError(
-                f"{name} has no effect on {data.name}, whose training and test images are what they are; leave it out"
-            )
     own = data.train.images.shape[2]
     size = reading.image_size or own
     if size == own and reading.flip in (None, data.flip) and reading.augment == "auto":

@@ -21,7 +21,7 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
-from itrd.engine.pth import load_pth
+from itrd.engine.pth import UnreadArray, load_pth
 from itrd.errors import CheckpointError, UserError
 from itrd.files import PARTIAL, link, read_limited, sync_folder, write_atomically
 
@@ -118,7 +118,7 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise CheckpointError(
             f"{path} is a safetensors file of another name; rename it to {path.with_suffix('.safetensors').name}"
         )
-    state = _state_dict(load_pth(content, str(path)), path)
+    state = _state_dict(load_pth(content, str(path), numpy=True), path)
     # Views can repeat the same few numbers without end.
     if sum(value.numel() * value.element_size() for value in state.values()) > 2 * len(content):
         raise CheckpointError(f"{path} is refused: its tensors are larger than the file; ask for another one")
@@ -203,6 +203,9 @@ def _state_dict(loaded: Any, path: Path) -> dict[str, Tensor]:
         loaded = loaded[entry]
     if not isinstance(loaded, Mapping):
         raise CheckpointError(f"{path} holds no weights (expected an entry 'model' or a state dict)")
+    array = next((key for key, value in loaded.items() if isinstance(value, UnreadArray)), None)
+    if array is not None:
+        raise CheckpointError(f"{path}: {array} is an array of NumPy's, not a tensor; save tensors")
     state = {str(key): value for key, value in loaded.items() if isinstance(value, Tensor)}
     # The outer wrapper's prefix comes first: module.backbone.conv1.weight.
     state = {key.removeprefix("module."): value for key, value in state.items()}

@@ -85,7 +85,8 @@ def get_test_data(
     else:
         by_name = isinstance(source, (str, os.PathLike)) and was_trained_on(network, os.fspath(source))
         usual = {"image_size": network.image_size or size_for(network.arch)}
-        reading = Reading(**{**usual, **(network.reading if by_name else {}), **asked})
+        divided = by_name and source not in list_datasets()  # these have test images of their own
+        reading = Reading(**{**usual, **(network.reading if divided else {}), **asked})
         found = open_dataset(source, reading, root=root, download=download)
         if (
             "undivided" in found.facts

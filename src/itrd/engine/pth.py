@@ -16,8 +16,11 @@ import io
 import pickle
 import pickletools
 import re
+import threading
 import warnings
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, BinaryIO
 
 import torch
@@ -50,10 +53,14 @@ class _Refused(Exception):
     """Why a file is not read any further."""
 
 
-def load_pth(content: bytes, source: str) -> Any:
+def load_pth(content: bytes, source: str, *, numpy: bool = False) -> Any:
     """Return what a file of ``torch.save`` holds: tensors on the CPU, numbers, strings and containers of them.
 
-    NumPy's numbers and arrays, which many scripts leave beside the weights (a best accuracy, a curve), are let be.
+    Args:
+        content: of the file.
+        source: its name, for errors.
+        numpy: let NumPy's numbers and arrays be, which many scripts leave beside the weights (a best accuracy, a
+            curve): :class:`Unread` and :class:`UnreadArray` stand for them. Otherwise they are refused.
 
     Raises:
         CheckpointError: damaged, not such a file, or asking for more than weights.
@@ -63,7 +70,7 @@ def load_pth(content: bytes, source: str) -> Any:
             content = _checked_archive(content)
         else:
             _check_legacy(content)
-        return _weights_only(content)
+        return _weights_only(content, _LET_BE if numpy else [])
     except _Program:
         raise CheckpointError(
             f"{source} is refused: it asks for more than weights, and reading it could execute code; "
@@ -81,8 +88,8 @@ class _Program(Exception):
     """The file asks for something to be called that makes no weights."""
 
 
-class _Unread:
-    """What stands for a number or an array of NumPy's: it takes whatever makes one, and looks at nothing."""
+class Unread:
+    """What stands for a number of NumPy's: it takes whatever makes one, and looks at nothing."""
 
     def __init__(self, *parts: object) -> None:
         pass
@@ -91,25 +98,42 @@ class _Unread:
         pass
 
 
-_LET_BE: list[Any] = [
-    (_Unread, f"numpy.{name}")
-    for name in (
-        "dtype",
-        "ndarray",
-        *(f"{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
-    )
-]
+class UnreadArray(Unread):
+    """What stands for an array."""
 
 
-def _weights_only(content: bytes) -> Any:
+_LET_BE: list[Any] = [(Unread, "numpy.dtype"), (Unread, "numpy.ndarray")]
+for _core in ("core", "_core"):  # NumPy 1 and 2
+    _LET_BE += [
+        (Unread, f"numpy.{_core}.multiarray.scalar"),
+        (UnreadArray, f"numpy.{_core}.multiarray._reconstruct"),
+    ]
+_LOADING = threading.Lock()
+
+
+def _weights_only(content: bytes, let_be: list[Any]) -> Any:
     try:
-        with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace, *_LET_BE]):
+        with warnings.catch_warnings(), _only([argparse.Namespace, *let_be]):
             warnings.simplefilter("ignore")  # remarks on a file's pickle protocol
             return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if re.search(r"GLOBAL \S+|Unsupported class", str(error)):
             raise _Program from None
         raise
+
+
+@contextmanager
+def _only(names: list[Any]) -> Iterator[None]:
+    """Let torch's loader call these beside its own, and nothing that the program has allowed for files of its own."""
+    with _LOADING:
+        before = torch.serialization.get_safe_globals()
+        torch.serialization.clear_safe_globals()
+        try:
+            torch.serialization.add_safe_globals(names)
+            yield
+        finally:
+            torch.serialization.clear_safe_globals()
+            torch.serialization.add_safe_globals(before)
 
 
 # --- archives --------------------------------------------------------------------------------------------
@@ -178,6 +202,7 @@ class _Item:
 _MARK = _Item(None, 0, 0)
 _WORDS = ("UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "GLOBAL")
 _NUMBERS = ("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1")
+_ENCODE = "_codecs encode"  # how old pickles write bytes; torch's loader would take any codec
 _CHANGES = ("APPEND", "APPENDS", "ADDITEMS", "SETITEM", "SETITEMS", "BUILD")  # the first value they take
 
 
@@ -221,6 +246,8 @@ def _storages(stream: BinaryIO) -> dict[str, int]:
             stack.append(_Item(None, 0, 1))
         else:
             taken = _take(stack, opcode)
+            if name == "REDUCE" and taken[0].value == _ENCODE and not _is_latin1(taken[1].value):
+                raise _Program
             item = taken.pop(0) if name in _CHANGES else _Item(None, 0, 1)
             if item is _MARK:
                 raise _Refused("its pickle is damaged")
@@ -232,6 +259,10 @@ def _storages(stream: BinaryIO) -> dict[str, int]:
                 item.value = tuple(part.value for part in taken)
             stack.extend([item] * len(opcode.stack_after))
     return found
+
+
+def _is_latin1(arguments: Any) -> bool:
+    return type(arguments) is tuple and len(arguments) == 2 and arguments[1] == "latin1"
 
 
 def _take(stack: list[_Item], opcode: pickletools.OpcodeInfo) -> list[_Item]:

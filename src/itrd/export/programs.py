@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from itrd.models.observe import logits_of
 
 INPUT, OUTPUT = "images", "logits"
 TOLERANCE = 1e-4  # of the largest logit; another order of the same float32 sums stays well below it
+_EXPORTING = threading.Lock()
 _CHECK_BATCHES = (1, 2, 5)  # the program is recorded with 2
 
 
@@ -133,12 +135,16 @@ def write_onnx(
 @contextmanager
 def _unlogged() -> Iterator[None]:
     """Keep the exporter's remarks and tracebacks on versions to itself: what it wrote is looked at afterwards."""
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logging.disable(before)
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    with _EXPORTING:
+        before = [logger.level for logger in loggers]
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL + 1)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, before, strict=True):
+                logger.setLevel(level)
 
 
 def run_torch(path: Path) -> Callable[[Tensor], Tensor]:
