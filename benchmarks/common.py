@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import os
 import shlex
 import statistics
 import sys
@@ -14,6 +16,11 @@ import torch
 
 from itrd.data.datasets import ImageDataset, Split
 from itrd.engine.provenance import provenance
+from itrd.files import write_atomically
+
+_COMMIT = str(
+    provenance()["commit"]
+)  # of the code that is running, whatever is committed meanwhile; + marks changes
 
 
 def synthetic_cifar100(train: int, test: int = 100, size: int = 32) -> ImageDataset:
@@ -43,7 +50,7 @@ def machine(device: torch.device) -> str:
     threads = f"{where['threads']} thread{'s' * (where['threads'] != 1)}"
     return (
         f"{where['hardware']}, {threads}, torch {where['torch']}, Python {where['python']}, "
-        f"itrd {where['itrd']} at {str(where['commit'])[:12]}"
+        f"itrd {where['itrd']} at {_COMMIT[:12]}{'+' * _COMMIT.endswith('+')}"
     )
 
 
@@ -53,13 +60,34 @@ def median_and_spread(values: Sequence[float]) -> tuple[float, float]:
     return middle, 50 * (max(values) - min(values)) / middle
 
 
-def write(path: Path | None, device: torch.device, **found: object) -> None:
-    """Keep what a benchmark found as JSON, with the machine and the command line; nothing without a path."""
-    if path is None:
+def add_out(parser: argparse.ArgumentParser) -> None:
+    """Give a benchmark the option that :func:`write` reads."""
+    parser.add_argument("--out", type=_new_file, help="write the numbers as JSON, too")
+
+
+def _new_file(text: str) -> Path:
+    if not Path(text).parent.is_dir():  # better told now than after the measurement
+        raise argparse.ArgumentTypeError(f"there is no folder {Path(text).parent}")
+    return Path(text)
+
+
+def write(arguments: argparse.Namespace, device: torch.device, **found: object) -> None:
+    """Keep what a benchmark found as JSON, with machine, command and settings; nothing without --out."""
+    if arguments.out is None:
         return
-    given = [Path(sys.argv[0]).name, *sys.argv[1:]]
-    if "--out" in given:  # where the file lies says nothing about what is in it
-        at = given.index("--out")
-        del given[at : at + 2]
-    about = {"machine": machine(device), "command": f"python benchmarks/{shlex.join(given)}"}
-    path.write_text(json.dumps(about | found, indent=1) + "\n", encoding="utf-8")
+    settings = {key: value for key, value in vars(arguments).items() if key != "out"}
+    about = {"machine": machine(device), "command": _command(), "settings": settings}
+    content = json.dumps(about | found, indent=1, default=str) + "\n"
+    write_atomically(arguments.out, content.encode())
+
+
+def _command() -> str:
+    """The command line, but for where it writes."""
+    words, skip = [], False
+    for word in sys.argv[1:]:
+        if not skip and not word.startswith("--ou"):
+            words.append(word)
+        skip = word.startswith("--ou") and "=" not in word
+    threads = os.environ.get("OMP_NUM_THREADS")
+    before = f"OMP_NUM_THREADS={threads} " if threads else ""
+    return before + shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *words])

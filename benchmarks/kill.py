@@ -173,24 +173,17 @@ def make_teacher(folder: Path) -> Path:
     return out
 
 
-def keep(path: Path | None, seconds: float, reports: dict[str, Report], total: Report) -> None:
-    """Write the figures as JSON."""
-    import torch
-    from common import write
-
-    methods = {name: {"kills": r.kills, "equal": r.equal, "runs": r.runs} for name, r in reports.items()}
-    where = dict(total.where.most_common())
-    write(path, torch.device("cpu"), seconds=seconds, methods=methods, where=where, different=total.different)
-
-
 def main() -> int:
     """Run all campaigns and print their figures."""
+    import torch  # not above: every worker imports this module, too
+    from common import add_out, write
+
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--kills", type=int, default=200, help="kills in all (default: 200)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments (default: 0)")
-    parser.add_argument("--out", type=Path, help="write the figures as JSON, too")
+    add_out(parser)
     options = parser.parse_args()
     share, total, started = -(-options.kills // len(METHODS)), Report(), time.monotonic()
     reports: dict[str, Report] = {}
@@ -208,7 +201,14 @@ def main() -> int:
         print(f"  {count:4d} {where}")
     for difference in total.different:
         print(f"  DIFFERENT {difference}")
-    keep(options.out, time.monotonic() - started, reports, total)
+    write(
+        options,
+        torch.device("cpu"),
+        seconds=time.monotonic() - started,
+        methods={name: {"kills": r.kills, "equal": r.equal, "runs": r.runs} for name, r in reports.items()},
+        where=dict(total.where.most_common()),
+        different=total.different,
+    )
     print(f"{total.equal} of {total.kills} kills equal, in {time.monotonic() - started:.0f} s")
     return 0 if total.equal == total.kills else 1
 

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL
 import torch
-from common import write
+from common import add_out, write
 from PIL import Image
 
 from itrd.data.opening import Reading, read_dataset
@@ -72,7 +73,7 @@ def main() -> None:
     for name, default in (("batch", 64), ("epochs", 6), ("workers", 0)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--out", type=Path, help="write the numbers as JSON, too")
+    add_out(parser)
     options = parser.parse_args()
     found = []
     for side, images in zip(options.sides, options.images, strict=True):
@@ -86,8 +87,7 @@ def main() -> None:
                     f"{max(rates):,.0f}, n = {len(rates)} epochs of {found[-1]['images']} images)",
                     flush=True,
                 )
-    settings = {"batch_size": options.batch, "workers": options.workers}
-    write(options.out, torch.device(options.device), **settings, measured=found)
+    write(options, torch.device(options.device), pillow=PIL.__version__, measured=found)
 
 
 if __name__ == "__main__":

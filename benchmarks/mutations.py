@@ -12,12 +12,21 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
-from common import write
+from common import add_out, write
 
 TESTS = Path(__file__).resolve().parents[1] / "tests"
 sys.path.append(str(TESTS))
+
+
+def check(outcome: dict[str, Any], files: int) -> None:
+    """Raise if the changes were all gross or all harmless, or if memory grew."""
+    assert outcome["loaded"] + outcome["refused"] == files, outcome
+    assert outcome["loaded"] > files / 200, outcome
+    assert outcome["refused"] > files / 4, outcome
+    assert outcome["grown_mb"] < 64, outcome
 
 
 def main() -> None:
@@ -29,14 +38,15 @@ def main() -> None:
     )
     parser.add_argument("--files", type=int, default=20_000, help="files of each format (default: 20000)")
     parser.add_argument("--seed", type=int, default=1, help="of the changes (default: 1)")
-    parser.add_argument("--out", type=Path, help="write the figures as JSON, too")
+    add_out(parser)
     options = parser.parse_args()
     formats = []
     for name in FORMATS:
         command = [sys.executable, str(TESTS / "fuzzing.py"), name, str(options.files), str(options.seed)]
         formats.append(json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout))
         print(formats[-1], flush=True)
-    write(options.out, torch.device("cpu"), formats=formats)
+        check(formats[-1], options.files)
+    write(options, torch.device("cpu"), formats=formats)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from common import machine, median_and_spread, write
+from common import add_out, machine, median_and_spread, write
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -81,7 +81,7 @@ def main() -> None:
     parser.add_argument("--pairs", nargs="+", default=PAIRS, help="FULL:BINARY")
     parser.add_argument("--batch_sizes", nargs="+", type=int, default=[1, 100])
     parser.add_argument("--runs", type=int, default=11, help="timed runs of each network")
-    parser.add_argument("--out", type=Path, help="write the numbers as JSON, too")
+    add_out(parser)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     table = Table(
@@ -114,7 +114,7 @@ def main() -> None:
             )
         results[text] = {"file_bytes": sizes, "binary_weight_bytes": weights, "milliseconds": times}
     Console(width=150).print(table)
-    write(arguments.out, torch.device("cpu"), runs=arguments.runs, pairs=results)
+    write(arguments, torch.device("cpu"), pairs=results)
 
 
 if __name__ == "__main__":

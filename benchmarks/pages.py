@@ -3,38 +3,39 @@
     python benchmarks/pages.py            rewrite them
     python benchmarks/pages.py --check    fail if one is not what its file says
 
-A table stands between ``<!-- measured:KIND MACHINE -->`` and ``<!-- /measured -->``; KIND is a function of
-`speed_tables.py` or `reliability_tables.py`, and MACHINE the first part of its files' names.
+A table stands between ``<!-- measured:KIND/MACHINE -->`` and ``<!-- /measured -->``; KIND is one of :data:`KINDS`, and
+MACHINE the first part of its files' names.
 """
 
 from __future__ import annotations
 
 import argparse
-import re
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
-import reliability_tables
-import speed_tables
+import reliability_tables as reliability
+import speed_tables as speed
 from scaling import plot
 from tables import read
 
+from itrd.bench.documents import DocumentError, filled
+
 ROOT = Path(__file__).resolve().parents[1]
-_BLOCK = re.compile(r"(<!-- measured:(\w+) ([\w-]+) -->\n).*?(<!-- /measured -->)", re.DOTALL)
-
-
-def refreshed(text: str) -> str:
-    """A page with every table as its files have it."""
-    return _BLOCK.sub(lambda m: f"{m[1]}\n{_table(m[2])(m[3])}\n\n{m[4]}", text)
-
-
-def _table(kind: str) -> Callable[[str], str]:
-    for module in (speed_tables, reliability_tables):
-        found = getattr(module, kind, None)
-        if callable(found) and found.__module__ == module.__name__:
-            return found  # type: ignore[no-any-return]
-    raise SystemExit(f"no table is called {kind}")
+KINDS = {
+    "throughput": speed.throughput,
+    "floors": speed.floors,
+    "scaling": speed.scaling,
+    "choices": speed.choices,
+    "depthwise": speed.depthwise,
+    "fidelity": speed.fidelity,
+    "packed": speed.packed,
+    "loading": speed.loading,
+    "promises": reliability.promises,
+    "stops": reliability.stops,
+    "kills": reliability.kills,
+    "mutations": reliability.mutations,
+    "endurance": reliability.endurance,
+}
 
 
 def main() -> int:
@@ -46,23 +47,31 @@ def main() -> int:
         "--check", action="store_true", help="change nothing; exit with 1 if a table is stale"
     )
     check = parser.parse_args().check
-    stale = 0
-    for page in sorted((ROOT / "docs").glob("*.md")):
-        text = page.read_text(encoding="utf-8")
-        new = refreshed(text)
-        if new == text and not _BLOCK.search(text):
-            continue
-        if not check:
-            page.write_text(new, encoding="utf-8")
-        print(f"docs/{page.name}: {'as measured' if new == text else 'stale' if check else 'rewritten'}")
-        stale += new != text
+    shown: set[str] = set()
+
+    def block(what: str) -> str:
+        kind, _, machine = what.partition("/")
+        if kind not in KINDS:
+            raise DocumentError(f"no table is called {kind}; there are {', '.join(KINDS)}")
+        shown.add(kind)
+        return KINDS[kind](machine)
+
+    texts = {path: path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md"))}
+    pages = {path: filled(text, "measured", block) for path, text in texts.items() if "<!-- measured" in text}
+    if missing := KINDS.keys() - shown:
+        raise SystemExit(f"on no page: {', '.join(sorted(missing))}")
+    stale = [path for path, new in pages.items() if new != texts[path]]
     if not check:
+        for path in stale:
+            path.write_text(pages[path], encoding="utf-8")
         plot(
-            speed_tables.scaling_series("cpu"),
-            ROOT / "docs" / "scaling-cpu.png",
-            read("cpu", "scaling")["machine"],
+            speed.scaling_series("cpu"), ROOT / "docs" / "scaling-cpu.png", read("cpu", "scaling")["machine"]
         )
-    return int(check and stale > 0)
+    for path in pages:
+        print(
+            f"docs/{path.name}: {'as measured' if path not in stale else 'stale' if check else 'rewritten'}"
+        )
+    return int(check and bool(stale))
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ def promises(machine: str) -> str:
     equal, killed = (sum(of[key] for of in kills["methods"].values()) for key in ("equal", "kills"))
     writing = sum(count for where, count in kills["where"].items() if where.startswith("in a write"))
     times, files = stops["seconds"], sum(of["loaded"] + of["refused"] for of in formats)
+    opened = " to ".join(map(str, long["open_files"]))
     tests = "tests/integration/test_"
     rows = [
         [
@@ -52,14 +53,29 @@ def promises(machine: str) -> str:
             f"{files:,} files, {len(formats)} formats",
             "`benchmarks/mutations.py`",
         ],
-        ["malicious files do nothing", "a corpus of them", "`tests/unit/test_hostile_files.py`"],
         [
-            "memory and open files stay flat",
-            f"{long['bytes_per_step']:.0f} bytes a step, {long['open_files'][1]} files",
+            "malicious files do nothing",
+            "each is refused in one line",
+            "`tests/unit/test_hostile_files.py`, `test_hostile_checkpoints.py`",
+        ],
+        [
+            "memory grows with the curve, open files not at all",
+            f"{long['memory_bytes_per_epoch'] / 1000:.1f} kB an epoch, {opened} files",
             "`benchmarks/endurance.py`",
         ],
     ]
     return table(["promise", "measured", "by"], rows, numbers=False)
+
+
+def stops(machine: str) -> str:
+    """How long runs took to save and leave."""
+    found = read(machine, "stops")
+    times = found["seconds"]
+    row = [f"{found['good']} of {len(times)}", f"{statistics.median(times):.1f} s", f"{max(times):.1f} s"]
+    heads = ["", "within 5 s, right status", "median", "longest"]
+    latest = found["settings"]["latest"]
+    about = f"Signals at random moments, up to {latest:.0f} s after the start."
+    return table(heads, [["SIGTERM and SIGINT", *row]]) + f"\n\n{about} {source(found)}"
 
 
 def kills(machine: str) -> str:
@@ -97,17 +113,19 @@ def endurance(machine: str) -> str:
     """What grows in a long run, and what one writes."""
     found = read(machine, "endurance")
     long, disk = found["long"], found["disk"]
-    rows = [
+    memory = [
         ["memory after a fifth", f"{long['memory_mb_at_a_fifth']:.1f} MB"],
         ["memory at the end", f"{long['memory_mb_at_the_end']:.1f} MB"],
-        ["growth, fitted after the first fifth", f"{long['bytes_per_step']:.0f} bytes a step"],
+        ["growth, fitted after the first fifth", f"{long['memory_bytes_per_epoch'] / 1000:.1f} kB an epoch"],
         ["open files, fewest and most", " and ".join(map(str, long["open_files"]))],
         ["`metrics.jsonl`", f"{long['metrics_bytes_per_epoch']} bytes an epoch"],
         ["TensorBoard's file", f"{long['event_bytes_per_epoch']} bytes an epoch"],
-        [f"state of {disk['model']}, an epoch", f"{disk['checkpoint_mb']:.1f} MB"],
-        ["its weights, where an epoch is the best so far", f"{disk['weights_mb']:.1f} MB"],
-        ["written by 240 epochs of it, at most", f"{disk['written_in_240_epochs_gb']:.1f} GB"],
-        ["kept of it", f"{disk['kept_mb']:.0f} MB"],
+    ]
+    written = [
+        ["state, every epoch", f"{disk['checkpoint_mb']:.1f} MB"],
+        ["weights, where an epoch is the best so far", f"{disk['weights_mb']:.1f} MB"],
+        ["both in 240 epochs, at most", f"{disk['written_in_240_epochs_gb']:.1f} GB"],
+        ["kept: two states, two files of weights, the logs", f"{disk['kept_mb']:.0f} MB"],
     ]
     head = [f"{long['steps']:,} steps of a tiny network, {long['epochs']} epochs", ""]
-    return table(head, rows) + f"\n\n{source(found)}"
+    return "\n\n".join([table(head, memory), table([f"{disk['model']} writes", ""], written), source(found)])

@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 import torch
-from common import write
+from common import add_out, write
 
 from itrd.engine.checkpoint import save_weights
 from itrd.models import create_model
@@ -34,7 +34,7 @@ def main() -> int:
     )
     parser.add_argument("--stops", type=int, default=20)
     parser.add_argument("--latest", type=float, default=40.0, help="seconds after the start of the process")
-    parser.add_argument("--out", type=Path, help="write the figures as JSON, too")
+    add_out(parser)
     options = parser.parse_args()
     draw = random.Random(0)
     found = []
@@ -89,7 +89,7 @@ def main() -> int:
     print(
         f"{good} of {len(found)} in time, median {statistics.median(times):.2f} s, longest {times[-1]:.2f} s"
     )
-    write(options.out, torch.device("cpu"), good=good, seconds=times)
+    write(options, torch.device("cpu"), good=good, seconds=times)
     return 0 if good == len(found) else 1
 
 

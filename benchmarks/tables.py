@@ -11,7 +11,10 @@ MEASURED = Path(__file__).resolve().parent / "measured"
 
 def read(machine: str, benchmark: str) -> dict[str, Any]:
     """What a benchmark wrote with --out."""
-    found: dict[str, Any] = json.loads((MEASURED / f"{machine}-{benchmark}.json").read_text(encoding="utf-8"))
+    path = MEASURED / f"{machine}-{benchmark}.json"
+    if not path.is_file():
+        raise SystemExit(f"{path} is missing; the benchmark that writes it is in `make measured`")
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return found
 
 
