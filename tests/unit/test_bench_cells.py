@@ -261,6 +261,25 @@ def test_costs_are_those_of_the_precision(tmp_path: Path) -> None:
     assert measured.basis == "measured"
 
 
+def test_an_estimate_follows_the_record_of_nearest_size(tmp_path: Path) -> None:
+    """resnet8's records, of which there are more, say little of what resnet56 gets out of the machine."""
+    track = load_track("protocol-bf16")
+    for name, seed, rate in (("resnet8", 0, 2000.0), ("resnet8", 1, 2200.0), ("resnet56", 0, 900.0)):
+        cell = Cell("smoke", None, name, "none", seed)
+        record = synthetic.record(cell, 3, hardware=hardware("cpu"), protocol="custom")
+        record["settings"]["precision"] = "bf16"
+        record["images_per_second"] = rate
+        synthetic.write(tmp_path, cell, record)
+    costs = Costs(track, Ledger(tmp_path).runs("smoke"), "cpu")
+    large = costs.of(Cell("protocol-bf16", None, "resnet110", "teacher", 0))
+    expected = 240 * 50000 / 900 * multiply_adds("resnet110") / multiply_adds("resnet56")
+    assert (large.basis, large.seconds) == ("estimate", pytest.approx(expected))
+    small = costs.of(Cell("protocol-bf16", None, "MobileNetV2", "none", 0))
+    assert small.seconds == pytest.approx(
+        240 * 50000 / 2100 * multiply_adds("MobileNetV2") / multiply_adds("resnet8")
+    )
+
+
 @pytest.mark.parametrize("method", ["abound", "factor", "fsp"])
 def test_costs_count_first_stages(method: str) -> None:
     track = load_track("smoke")

@@ -2,14 +2,16 @@
 
 Measured: the images that the cell has to see, a method's first stage included, divided by the median of the images
 per second of the records of the same student, teacher, method and precision on this hardware. Estimated: multiply-adds,
-three times the student's (forward, and twice backward) and once the teacher's, divided by a rate. The rate is the one
-that this hardware's records in the cell's precision show; without any, in other precisions; without any at all, a rule
-of thumb for its kind. Unknown: the images are of no dataset of ``itrd datasets``, so that their number and size show
-only when they are read.
+three times the student's (forward, and twice backward) and once the teacher's, divided by a rate. The rate is that of
+this hardware's records in the cell's precision (without any, in other precisions) whose number of operations is
+nearest, as small networks get less out of a machine than large ones; without any records, a rule of thumb for its
+kind. Unknown: the images are of no dataset of ``itrd datasets``, so that their number and size show only when they are
+read.
 """
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -32,6 +34,7 @@ from itrd.models.binary.layers import BinaryConv2d
 
 # Multiply-adds a second in training small networks, where no record says better; deliberately modest.
 _RULE_OF_THUMB = {"cpu": 1.5e10, "cuda": 1.0e12}
+_ANY = "any precision"
 
 
 @dataclass(frozen=True)
@@ -60,17 +63,22 @@ class Costs:
         where = resolve_device(device)
         self._track = track
         self._measured: dict[tuple, list[float]] = {}
-        rates: dict[str, list[float]] = {}
+        rates: dict[tuple[str, bool], dict[float, list[float]]] = {}
         here = hardware(str(where))
         for run in runs:
             if run.hardware == here and run.images_per_second > 0:
                 self._measured.setdefault(_key(run.cell, run.precision), []).append(run.images_per_second)
-                rate = run.images_per_second * operations(run.cell)
-                if rate:
-                    rates.setdefault(run.precision, []).append(rate)
-        self._rates = {precision: statistics.median(found) for precision, found in rates.items()}
-        every = [rate for found in rates.values() for rate in found]
-        self._any_rate = statistics.median(every) if every else _RULE_OF_THUMB[where.type]
+                count = operations(run.cell)
+                if count:
+                    for precision in (run.precision, _ANY):
+                        found = rates.setdefault((precision, _is_binary(run.cell)), {})
+                        found.setdefault(count, []).append(run.images_per_second * count)
+        # By precision and kind: median rates by the number of operations.
+        self._rates = {
+            key: {count: statistics.median(values) for count, values in found.items()}
+            for key, found in rates.items()
+        }
+        self._thumb = _RULE_OF_THUMB[where.type]
 
     def of(self, cell: Cell) -> Cost:
         """The cost of one cell."""
@@ -83,12 +91,24 @@ class Costs:
         known = self._measured.get(_key(cell, config.precision))
         if known:
             return Cost(images / statistics.median(known), "measured")
-        rate = self._rates.get(config.precision, self._any_rate)
-        return Cost(images * operations(cell) / rate, "estimate")
+        return Cost(images * operations(cell) / self._rate(cell, config.precision), "estimate")
+
+    def _rate(self, cell: Cell, precision: str) -> float:
+        """Operations a second of the records whose number of operations is nearest, as a ratio."""
+        count = operations(cell)
+        for known in (precision, _ANY):
+            rates = self._rates.get((known, _is_binary(cell)))
+            if rates:
+                return rates[min(rates, key=lambda other: abs(math.log(other / count)))]
+        return self._thumb
 
 
 def _key(cell: Cell, precision: str) -> tuple:
     return cell.teacher, cell.student, cell.method, precision
+
+
+def _is_binary(cell: Cell) -> bool:
+    return cell.student.endswith("_1w1a")  # training binarises its weights in every step
 
 
 def _first_stage_epochs(config: RunConfig) -> int:
