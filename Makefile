@@ -32,7 +32,7 @@ test-oldest:
 	$(OLDEST)/bin/pip install --quiet --constraint constraints-oldest.txt --editable ".[dev]"
 	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -m "not slow" -n 2
 
-# The figures of docs/reliability.md: about an hour on two cores.
+# The figures of docs/reliability.md: about twenty minutes.
 reliability: $(DEV)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/kill.py --out $(MEASURED)-kills.json
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/stop.py --out $(MEASURED)-stops.json

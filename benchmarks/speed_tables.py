@@ -132,7 +132,7 @@ def packed(machine: str) -> str:
     for pair, of in found["pairs"].items():
         full = pair.partition(":")[0]
         for number, name in enumerate(of["milliseconds"][sizes[0]]):
-            cells = [f"{name} (full precision)" if number == 0 else name]
+            cells = [name + {0: ", full precision", 1: ", training graph"}.get(number, "")]
             cells.append("" if number == 1 else f"{of['file_bytes'][number >= 2] / 1e3:,.0f}")
             cells.append("" if number == 0 else f"{of['binary_weight_bytes'][number >= 2] / 1e3:,.1f}")
             for size in sizes:

@@ -179,7 +179,8 @@ def _where(summary: TrackSummary) -> str:
     machines = ", ".join(f"{escape(name)} ({count})" for name, count in summary.hardware())
     precisions = sorted({run.precision for run in summary.runs})
     return (
-        f"Track `{escape(summary.name)}`, {len(summary.runs)} run{'s' * (len(summary.runs) > 1)}, {escape(', '.join(precisions))}. "
+        f"Track `{escape(summary.name)}`, {len(summary.runs)} run{'s' * (len(summary.runs) > 1)}, "
+        f"{escape(', '.join(precisions))}. "
         f"Hardware (runs): {machines}.{_copies(summary)}"
     )
 
