@@ -9,8 +9,9 @@ DEV    := $(VENV)/.itrd-dev
 
 TOOLS  := $(VENV)-tools
 OLDEST := $(VENV)-oldest
+MEASURED := benchmarks/measured/cpu
 
-.PHONY: quickstart test test-slow test-emulated test-oldest reliability lint format docs lock audit sbom env clean
+.PHONY: quickstart test test-slow test-emulated test-oldest reliability measured lint format docs lock audit sbom env clean
 
 quickstart: $(STAMP)
 	$(BIN)/itrd quickstart
@@ -31,12 +32,24 @@ test-oldest:
 	$(OLDEST)/bin/pip install --quiet --constraint constraints-oldest.txt --editable ".[dev]"
 	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -m "not slow" -n 2
 
-# The figures of docs/reliability.md: about half an hour on two cores.
+# The figures of docs/reliability.md: about twenty minutes.
 reliability: $(DEV)
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/kill.py --kills 200
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/stop.py
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/endurance.py
-	$(BIN)/python -m pytest -m slow tests/unit/test_hostile_files.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/kill.py --out $(MEASURED)-kills.json
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/stop.py --out $(MEASURED)-stops.json
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/endurance.py --out $(MEASURED)-endurance.json
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/mutations.py --out $(MEASURED)-mutations.json
+	$(BIN)/python benchmarks/pages.py
+
+# The other measured figures of the docs: about an hour on two cores that do nothing else.
+measured: $(DEV)
+	$(BIN)/python benchmarks/throughput.py --device cpu --out $(MEASURED)-throughput.json
+	$(BIN)/python benchmarks/floors.py --device cpu --out $(MEASURED)-floors.json
+	$(BIN)/python benchmarks/scaling.py --device cpu --out $(MEASURED)-scaling.json
+	$(BIN)/python benchmarks/cpu_choices.py --out $(MEASURED)-choices.json
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/fidelity.py --device cpu --out $(MEASURED)-fidelity.json
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/packed.py --out $(MEASURED)-packed.json
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/loading.py --out $(MEASURED)-loading.json
+	$(BIN)/python benchmarks/pages.py
 
 lint: $(DEV)
 	$(BIN)/ruff check .

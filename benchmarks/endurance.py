@@ -1,6 +1,6 @@
 """A long run of a tiny network: memory, open files, and what is written; and what a run of wrn_40_2 writes.
 
-python benchmarks/endurance.py --steps 10000
+python benchmarks/endurance.py --steps 10000 [--out endurance.json]
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from common import add_out, write
 from torch import nn
 
 from itrd import files
@@ -86,14 +87,14 @@ def endure(steps: int, out: Path) -> dict[str, Any]:
         trainer.fit()
     at, resident, opened = (np.array(column, dtype=float) for column in zip(*seen, strict=True))
     settled = len(at) // 5  # the first fifth is for caches to fill
-    slope = np.polyfit(at[settled:], resident[settled:], 1)[0]
+    slope = PER_EPOCH * np.polyfit(at[settled:], resident[settled:], 1)[0]
     events = sum(path.stat().st_size for path in out.glob("events*"))
     return {
         "steps": steps,
         "epochs": len(seen),
         "memory_mb_at_a_fifth": round(resident[settled] / 1e6, 2),
         "memory_mb_at_the_end": round(resident[-1] / 1e6, 2),
-        "bytes_per_step": round(float(slope), 2),
+        "memory_bytes_per_epoch": round(float(slope)),
         "open_files": [int(opened.min()), int(opened.max())],
         "metrics_bytes_per_epoch": round((out / "metrics.jsonl").stat().st_size / len(seen)),
         "event_bytes_per_epoch": round(events / len(seen)),
@@ -152,11 +153,16 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--steps", type=int, default=10_000)
+    add_out(parser)
     options = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
-        print(json.dumps(endure(options.steps, Path(name) / "long"), indent=1))
-        print(json.dumps(disk("wrn_40_2", Path(name) / "wide"), indent=1))
+        found = {
+            "long": endure(options.steps, Path(name) / "long"),
+            "disk": disk("wrn_40_2", Path(name) / "wide"),
+        }
+    print(json.dumps(found, indent=1))
+    write(options, torch.device("cpu"), **found)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import machine
+from common import add_out, machine, write
 from rich.console import Console
 from rich.table import Table
 from scipy.stats import chisquare
@@ -73,7 +73,7 @@ def augmentation(data: ImageDataset, device: torch.device, epochs: int = 40) -> 
     return 3 * images.num_views, different, float(chisquare(counts).pvalue)
 
 
-def student(arguments: argparse.Namespace, seed: int, epochs: int, fast: bool, tables: str) -> Any:
+def student(arguments: argparse.Namespace, teacher: str, seed: int, fast: bool, tables: str) -> Any:
     """Train one student on one of the two paths."""
     precision = fast_precision(resolve_device(arguments.device))
     path = (
@@ -82,25 +82,25 @@ def student(arguments: argparse.Namespace, seed: int, epochs: int, fast: bool, t
         else {"precision": "fp32", "channels_last": False}
     )
     return itrd.distill(
-        arguments.teacher,
+        teacher,
         arguments.student,
         arguments.data,
         arguments.method,
         seed=seed,
-        epochs=epochs,
+        epochs=arguments.epochs,
         device=arguments.device,
         data_root=arguments.data_root,
         **path,
     )
 
 
-def step_losses(arguments: argparse.Namespace, data: ImageDataset, fast: bool) -> list[float]:
+def step_losses(arguments: argparse.Namespace, teacher: str, data: ImageDataset, fast: bool) -> list[float]:
     """Losses of the first steps of a run; both paths start from the same weights and see the same batches."""
     device = resolve_device(arguments.device)
     layout = torch.channels_last if fast else torch.contiguous_format
-    teacher = load_network(arguments.teacher).net.to(device, memory_format=layout)
+    taught_by = load_network(teacher).net.to(device, memory_format=layout)
     net = starting_network(arguments.student, data.num_classes, 0).net.to(device, memory_format=layout)
-    task = DistillTask(net, teacher, itrd.create_objective(arguments.method))
+    task = DistillTask(net, taught_by, itrd.create_objective(arguments.method))
     images = DeviceImages(
         data.train,
         data.mean,
@@ -144,6 +144,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--device", default="auto")
+    add_out(parser)
     arguments = parser.parse_args()
     device = resolve_device(arguments.device)
     data = itrd.load_dataset(arguments.data, arguments.data_root)
@@ -156,16 +157,17 @@ def main() -> None:
     )
 
     with tempfile.TemporaryDirectory() as folder:
-        if arguments.teacher is None:
-            arguments.teacher = str(Path(folder) / "teacher")
-            itrd.train("resnet20", arguments.data, epochs=12, out=arguments.teacher, device=arguments.device)
+        teacher = arguments.teacher
+        if teacher is None:
+            teacher = str(Path(folder) / "teacher")
+            itrd.train("resnet20", arguments.data, epochs=12, out=teacher, device=arguments.device)
         tables = str(Path(folder) / "tables")
         rows: dict[bool, list[Any]] = {False: [], True: []}
         for seed in range(arguments.seeds):
             for fast in (False, True):
-                rows[fast].append(student(arguments, seed, arguments.epochs, fast, tables))
+                rows[fast].append(student(arguments, teacher, seed, fast, tables))
 
-        steps = {fast: step_losses(arguments, data, fast) for fast in (False, True)}
+        steps = {fast: step_losses(arguments, teacher, data, fast) for fast in (False, True)}
 
     table = Table(title="training loss at step ..., same weights and batches, seed 0")
     for column in ("path", *map(str, SHOWN_STEPS), f"mean of {STEPS}"):
@@ -185,6 +187,14 @@ def main() -> None:
         rate = float(np.median([e.images_per_second for r in rows[fast] for e in r.history]))
         table.add_row(name, str(s.n), f"{s.mean:.2f}%", f"{s.std:.2f}", f"{rate:,.0f}")
     console.print(table)
+    write(
+        arguments,
+        device,
+        precision=fast_precision(device),
+        views={"compared": views, "pixels_different": different, "p_uniform": p},
+        losses={"plain": steps[False], "fast": steps[True]},
+        top1={"plain": scores[False], "fast": scores[True]},
+    )
     gap = paired_difference(scores[True], scores[False])
     console.print(
         f"fast - plain: {gap.mean:+.2f} points, 95% interval {gap.low:+.2f} to {gap.high:+.2f}, n = {gap.n}"

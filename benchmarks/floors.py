@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 
 import torch
-from common import machine
+from common import add_out, machine, write
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -121,7 +121,7 @@ def main() -> None:
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="bf16")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--measured", type=Path, help="what throughput.py --out wrote")
-    parser.add_argument("--out", type=Path, help="write the numbers as JSON, too")
+    add_out(parser)
     arguments = parser.parse_args()
     device = resolve_device(arguments.device)
     dtype = torch.bfloat16 if arguments.precision == "bf16" else torch.float32
@@ -154,14 +154,7 @@ def main() -> None:
                 cells += [f"{taken:.1f}", f"{taken / floor(found, roles):.1f}"]
         table.add_row(*cells)
     Console(width=140).print(table)
-    if arguments.out:
-        facts = {"machine": machine(device), "flops": flops, "bytes_per_second": rate}
-        facts |= {
-            "batch_size": arguments.batch_size,
-            "precision": arguments.precision,
-            "milliseconds": floors,
-        }
-        arguments.out.write_text(json.dumps(facts, indent=2) + "\n")
+    write(arguments, device, flops=flops, bytes_per_second=rate, milliseconds=floors)
 
 
 if __name__ == "__main__":

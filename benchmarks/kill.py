@@ -1,6 +1,6 @@
 """Kill training at random moments, resume it, and compare the end with a run that nobody disturbed.
 
-    python benchmarks/kill.py --kills 200
+    python benchmarks/kill.py --kills 200 [--out kills.json]
 
 Every attempt is a process of its own that is ended with SIGKILL at a random moment, until the run is through; then
 the bits of both files of weights, the curve and the best epoch are compared with those of the undisturbed run. The
@@ -175,18 +175,23 @@ def make_teacher(folder: Path) -> Path:
 
 def main() -> int:
     """Run all campaigns and print their figures."""
+    import torch  # not above: every worker imports this module, too
+    from common import add_out, write
+
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--kills", type=int, default=200, help="kills in all (default: 200)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments (default: 0)")
+    add_out(parser)
     options = parser.parse_args()
     share, total, started = -(-options.kills // len(METHODS)), Report(), time.monotonic()
+    reports: dict[str, Report] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         harness = Harness(folder, make_teacher(folder), options.seed)
         for method in METHODS:
-            report = harness.campaign(method, share)
+            report = reports[method] = harness.campaign(method, share)
             print(f"{method}: {report.equal} of {report.kills} kills equal, {report.runs} runs", flush=True)
             total.kills += report.kills
             total.equal += report.equal
@@ -196,6 +201,14 @@ def main() -> int:
         print(f"  {count:4d} {where}")
     for difference in total.different:
         print(f"  DIFFERENT {difference}")
+    write(
+        options,
+        torch.device("cpu"),
+        seconds=time.monotonic() - started,
+        methods={name: {"kills": r.kills, "equal": r.equal, "runs": r.runs} for name, r in reports.items()},
+        where=dict(total.where.most_common()),
+        different=total.different,
+    )
     print(f"{total.equal} of {total.kills} kills equal, in {time.monotonic() - started:.0f} s")
     return 0 if total.equal == total.kills else 1
 

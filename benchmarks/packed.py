@@ -13,14 +13,13 @@ default. The networks take turns, so that whatever else the machine does meets t
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from common import machine, median_and_spread
+from common import add_out, machine, median_and_spread, write
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -82,7 +81,7 @@ def main() -> None:
     parser.add_argument("--pairs", nargs="+", default=PAIRS, help="FULL:BINARY")
     parser.add_argument("--batch_sizes", nargs="+", type=int, default=[1, 100])
     parser.add_argument("--runs", type=int, default=11, help="timed runs of each network")
-    parser.add_argument("--out", type=Path, help="write the numbers as JSON, too")
+    add_out(parser)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     table = Table(
@@ -115,11 +114,7 @@ def main() -> None:
             )
         results[text] = {"file_bytes": sizes, "binary_weight_bytes": weights, "milliseconds": times}
     Console(width=150).print(table)
-    if arguments.out:
-        arguments.out.write_text(
-            json.dumps({"machine": machine(torch.device("cpu")), "runs": arguments.runs, **results}, indent=2)
-            + "\n"
-        )
+    write(arguments, torch.device("cpu"), pairs=results)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ the ends: 1 is proportional, 0 is constant.
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -22,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import machine, median_and_spread, synthetic_cifar100
+from common import add_out, machine, median_and_spread, synthetic_cifar100, write
 from memory import peak_on_cpu
 from rich.console import Console
 from rich.table import Table
@@ -198,7 +197,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=3, help="epochs measured, after one that warms up")
     parser.add_argument("--precision", default="bf16", choices=["fp32", "bf16"])
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--out", type=Path, help="write the numbers as JSON, too")
+    add_out(parser)
     parser.add_argument("--plot", type=Path, help="draw them into this file")
     arguments = parser.parse_args()
     arguments.steps = arguments.steps or (200 if resolve_device(arguments.device).type == "cuda" else 6)
@@ -210,13 +209,7 @@ def main() -> None:
         Series("images of the dataset", "images", [Point(x, *bench.dataset(x)) for x in IMAGES]),
     ]
     show(series, arguments, bench.device)
-    if arguments.out:
-        found = {
-            "machine": machine(bench.device),
-            "settings": {k: str(v) for k, v in vars(arguments).items()},
-        }
-        found["series"] = [asdict(each) for each in series]
-        arguments.out.write_text(json.dumps(found, indent=2) + "\n")
+    write(arguments, bench.device, series=[asdict(each) for each in series])
     if arguments.plot:
         plot(series, arguments.plot, machine(bench.device))
 

@@ -1,6 +1,6 @@
 """Stop real runs with a signal at random moments; measure how long they take to save and leave.
 
-    python benchmarks/stop.py --stops 20
+    python benchmarks/stop.py --stops 20 [--out stops.json]
 
 Student and teacher are wrn_40_2, with ITRD at batch size 64: about a second a step on one core.
 """
@@ -8,15 +8,18 @@ Student and teacher are wrn_40_2, with ITRD at batch size 64: about a second a s
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import random
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+
+import torch
+from common import add_out, write
 
 from itrd.engine.checkpoint import save_weights
 from itrd.models import create_model
@@ -31,6 +34,7 @@ def main() -> int:
     )
     parser.add_argument("--stops", type=int, default=20)
     parser.add_argument("--latest", type=float, default=40.0, help="seconds after the start of the process")
+    add_out(parser)
     options = parser.parse_args()
     draw = random.Random(0)
     found = []
@@ -81,12 +85,11 @@ def main() -> int:
                 flush=True,
             )
     good = sum(seconds <= 5 and status == expected for seconds, status, expected in found)
-    times = sorted(seconds for seconds, _, _ in found)
+    times = sorted(round(seconds, 3) for seconds, _, _ in found)
     print(
-        json.dumps(
-            {"stops": len(found), "good": good, "median_s": times[len(times) // 2], "longest_s": times[-1]}
-        )
+        f"{good} of {len(found)} in time, median {statistics.median(times):.2f} s, longest {times[-1]:.2f} s"
     )
+    write(options, torch.device("cpu"), good=good, seconds=times)
     return 0 if good == len(found) else 1
 
 

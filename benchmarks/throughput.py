@@ -14,15 +14,13 @@ networks and loss compiled, which takes a minute or two a pair to compile.
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
 
 import torch
-from common import machine, median_and_spread, synthetic_cifar100
+from common import add_out, machine, median_and_spread, synthetic_cifar100, write
 from conventional import train_epochs
 from rich.console import Console
 from rich.table import Table
@@ -128,18 +126,15 @@ def main() -> None:
     )
     parser.add_argument("--device", default="auto")
     parser.add_argument("--compile", action="store_true", help="also measure what torch.compile adds")
-    parser.add_argument("--out", type=Path, help="write the numbers as JSON, too, after every pair")
+    add_out(parser)
     arguments = parser.parse_args()
     device = resolve_device(arguments.device)
     arguments.steps = arguments.steps or (200 if device.type == "cuda" else 12)
     results: dict[str, dict[str, tuple[float, float]]] = {}
-    settings = {k: getattr(arguments, k) for k in ("batch_size", "steps", "epochs", "workers")}
     for text in arguments.pairs:
         teacher, _, student = text.partition(":")
         results[text] = measure((teacher, student), arguments)
-        if arguments.out:
-            written = {"machine": machine(device), **settings, "images_per_second": results}
-            arguments.out.write_text(json.dumps(written, indent=2) + "\n")
+        write(arguments, device, images_per_second=results)  # after every pair
     table = Table(
         title=f"ITRD, batch {arguments.batch_size}, images/s: median of {arguments.epochs} epochs of "
         f"{arguments.steps} steps (± half range), × against the conventional loop",

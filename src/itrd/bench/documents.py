@@ -8,7 +8,7 @@ values, ``TRACK/methods`` for the methods with what they read, cost and gain, or
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from itrd.bench import choices, tables
@@ -17,9 +17,6 @@ from itrd.bench.summary import TrackSummary
 from itrd.bench.tracks import list_tracks
 from itrd.errors import UserError
 from itrd.files import write_atomically
-
-_MARKER = re.compile(r"^<!-- (?:ledger:(?P<what>\S+)|(?P<end>/ledger)) -->$")
-
 
 _PARTS = {
     "": tables.track_tables,
@@ -55,27 +52,42 @@ def refreshed(text: str, ledger: Ledger, zoo: Path) -> str:
     Raises:
         DocumentError: a block that is not known, not closed, or not opened.
     """
+    return filled(text, "ledger", lambda what: block(what, ledger, zoo))
+
+
+def filled(text: str, word: str, content: Callable[[str], str]) -> str:
+    """Return a document with new content in every block between ``<!-- WORD:WHAT -->`` and ``<!-- /WORD -->``.
+
+    Args:
+        text: the document.
+        word: which blocks.
+        content: what belongs into the block of a WHAT.
+
+    Raises:
+        DocumentError: a block that is not closed, or not opened, or a marker of another form.
+    """
+    marker = re.compile(rf"<!-- (?:{word}:(?P<what>\S+)|(?P<end>/{word})) -->")
     lines: list[str] = []
     open_block: str | None = None
     for number, line in enumerate(text.splitlines(), 1):
-        marker = _MARKER.match(line)
-        if marker is None:
+        if not line.startswith((f"<!-- {word}", f"<!-- /{word}")):
             if open_block is None:
                 lines.append(line)
             continue
-        if (open_block is None) == (marker["end"] is not None):
+        found = marker.fullmatch(line)
+        if found is None or (open_block is None) == (found["end"] is not None):
             raise DocumentError(
-                f"line {number}: markers <!-- ledger:WHAT --> and <!-- /ledger --> must alternate"
+                f"line {number}: markers <!-- {word}:WHAT --> and <!-- /{word} --> must alternate"
             )
-        if marker["end"]:
+        if found["end"]:
             assert open_block is not None
-            lines += ["", block(open_block, ledger, zoo), ""]
+            lines += ["", content(open_block), ""]
             open_block = None
         else:
-            open_block = marker["what"]
+            open_block = found["what"]
         lines.append(line)
     if open_block is not None:
-        raise DocumentError(f"the block ledger:{open_block} is not closed with <!-- /ledger -->")
+        raise DocumentError(f"the block {word}:{open_block} is not closed with <!-- /{word} -->")
     return "\n".join(lines) + ("\n" if text.endswith("\n") else "")
 
 

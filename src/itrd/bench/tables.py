@@ -132,7 +132,7 @@ def measured_table(summary: TrackSummary) -> str:
                 "" if entry.from_published is None else hundredths(entry.from_published, "+"),
                 hundredths(entry.best.mean),
             ]
-    columns = ["", "published", "ours, last epoch", "n", "std", "against published", "best epoch"]
+    columns = ["", "published, %", "ours, last epoch, %", "n", "std", "against published", "best epoch, %"]
     shown = [table(columns, [[escape(name), *cells] for name, cells in rows.items()])] if rows else []
     marks = {"†": "The source does not say which epoch.", "‡": "Best epoch."}
     legend = " ".join(
@@ -179,7 +179,8 @@ def _where(summary: TrackSummary) -> str:
     machines = ", ".join(f"{escape(name)} ({count})" for name, count in summary.hardware())
     precisions = sorted({run.precision for run in summary.runs})
     return (
-        f"Track `{escape(summary.name)}`, {len(summary.runs)} runs, {escape(', '.join(precisions))}. "
+        f"Track `{escape(summary.name)}`, {len(summary.runs)} run{'s' * (len(summary.runs) > 1)}, "
+        f"{escape(', '.join(precisions))}. "
         f"Hardware (runs): {machines}.{_copies(summary)}"
     )
 

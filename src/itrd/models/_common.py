@@ -13,9 +13,10 @@ from torch import Tensor, nn
 class SpacedDepthwise(nn.Conv2d):
     """A depthwise convolution with a stride and zeros around the image, trained fast in bf16 on a CPU, too.
 
-    There, oneDNN computes the gradient of its input 30 to 170 times slower than that of the same convolution without a
-    stride (torch 2.13, AVX-512; in fp32 it does not). In training it is therefore computed at every place, and the
-    places between are dropped: the same function, with four times the few multiplications at stride 2.
+    There, oneDNN computes the gradient of its input many times slower than that of the same convolution without a
+    stride (torch 2.13, AVX-512; docs/performance.md has figures; in fp32 it does not). In training it is therefore
+    computed at every place, and the places between are dropped: the same function, with four times the few
+    multiplications at stride 2.
     """
 
     def forward(self, x: Tensor) -> Tensor:
