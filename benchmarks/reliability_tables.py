@@ -25,7 +25,7 @@ def promises(machine: str) -> str:
     equal, killed = (sum(of[key] for of in kills["methods"].values()) for key in ("equal", "kills"))
     writing = sum(count for where, count in kills["where"].items() if where.startswith("in a write"))
     times, files = stops["seconds"], sum(of["loaded"] + of["refused"] for of in formats)
-    opened = " to ".join(map(str, long["open_files"]))
+    opened = " or ".join(map(str, sorted(set(long["open_files"]))))
     tests = "tests/integration/test_"
     rows = [
         [
@@ -59,7 +59,7 @@ def promises(machine: str) -> str:
             "`tests/unit/test_hostile_files.py`, `test_hostile_checkpoints.py`",
         ],
         [
-            "memory grows with the curve, open files not at all",
+            "memory grows little, open files not at all",
             f"{long['memory_bytes_per_epoch'] / 1000:.1f} kB an epoch, {opened} files",
             "`benchmarks/endurance.py`",
         ],
@@ -85,9 +85,13 @@ def kills(machine: str) -> str:
         [name, *(str(of[key]) for key in ("kills", "equal", "runs"))] for name, of in found["methods"].items()
     ]
     where = [[place, str(count)] for place, count in found["where"].items()]
-    minutes = f"In {found['seconds'] / 60:.0f} minutes. {source(found)}"
+    minutes = f"All of it took {found['seconds'] / 60:.0f} minutes. {source(found)}"
     return "\n\n".join(
-        [table(["", "kills", "equal", "runs"], rows), table(["where the kills fell", ""], where), minutes]
+        [
+            table(["", "kills", "of which the run ended with the same bits", "runs compared"], rows),
+            table(["where the kills fell", ""], where),
+            minutes,
+        ]
     )
 
 

@@ -52,7 +52,9 @@ def floors(machine: str) -> str:
             cells.append(f"{taken:.0f} ({taken / floor(parts, roles):.1f}×)")
         lines.append([named(pair), *cells])
     rates = f"{found['flops'] / 1e9:,.0f} GFLOP/s, {found['bytes_per_second'] / 1e9:.0f} GB/s"
-    return table(["milliseconds a step", *columns], lines) + f"\n\nMeasured rates: {rates}. {source(found)}"
+    return table(["milliseconds a step", *columns], lines) + (
+        f"\n\nMeasured rates: {rates}. Floors: {source(found)} Steps: {source(measured)}"
+    )
 
 
 def scaling(machine: str) -> str:
@@ -92,8 +94,8 @@ def depthwise(machine: str) -> str:
         [name.replace("x", "×"), f"{slow:.2f}", f"{fast:.2f}", f"{slow / fast:.0f}"]
         for name, (slow, fast) in found["depthwise_ms"].items()
     ]
-    heads = ["channels × side", "stride 2, ms", "stride 1, ms", "times"]
-    return table(heads, shown) + f"\n\nbf16, batch {BATCH}, median of n = {REPEATS}; of the same run."
+    heads = ["channels × side of the input", "stride 2, ms", "stride 1, ms", "stride 2 / stride 1"]
+    return table(heads, shown) + f"\n\nbf16, batch {BATCH}, median of n = {REPEATS}; from the run above."
 
 
 def fidelity(machine: str) -> str:
@@ -111,7 +113,7 @@ def fidelity(machine: str) -> str:
     return "\n".join(
         [
             f"- {views['compared'] // 3} views of each of three images: {views['pixels_different']} pixels differ "
-            "from pad, crop, flip, scale, normalise done one by one; the hypothesis that all views are equally "
+            "from the same pad, crop, scale, normalise done one by one; the hypothesis that all views are equally "
             f"likely has p = {views['p_uniform']:.2f}.",
             f"- Accuracy after the last of {ran['epochs']} epochs, n = {gap.n} seeds: {', '.join(said)}; difference "
             f"{gap.mean:+.2f} points, 95% interval {gap.low:+.2f} to {gap.high:+.2f}.",
