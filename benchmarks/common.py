@@ -18,9 +18,8 @@ from itrd.data.datasets import ImageDataset, Split
 from itrd.engine.provenance import provenance
 from itrd.files import write_atomically
 
-_COMMIT = str(
-    provenance()["commit"]
-)  # of the code that is running, whatever is committed meanwhile; + marks changes
+# Of the code that is running, whatever is committed while it runs; a + marks changes.
+_COMMIT = str(provenance()["commit"])
 
 
 def synthetic_cifar100(train: int, test: int = 100, size: int = 32) -> ImageDataset:
@@ -47,7 +46,8 @@ def synthetic_cifar100(train: int, test: int = 100, size: int = 32) -> ImageData
 def machine(device: torch.device) -> str:
     """One line: hardware and versions."""
     where = provenance(str(device))
-    threads = f"{where['threads']} thread{'s' * (where['threads'] != 1)}"
+    count = torch.get_num_threads()  # now: a benchmark may have changed it since the import
+    threads = f"{count} thread{'s' * (count != 1)}"
     return (
         f"{where['hardware']}, {threads}, torch {where['torch']}, Python {where['python']}, "
         f"itrd {where['itrd']} at {_COMMIT[:12]}{'+' * _COMMIT.endswith('+')}"

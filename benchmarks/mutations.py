@@ -22,7 +22,7 @@ sys.path.append(str(TESTS))
 
 
 def check(outcome: dict[str, Any], files: int) -> None:
-    """Raise if the changes were all gross or all harmless, or if memory grew."""
+    """Raise AssertionError if the changes were all gross or all harmless, or if memory grew."""
     assert outcome["loaded"] + outcome["refused"] == files, outcome
     assert outcome["loaded"] > files / 200, outcome
     assert outcome["refused"] > files / 4, outcome

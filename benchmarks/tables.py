@@ -13,7 +13,9 @@ def read(machine: str, benchmark: str) -> dict[str, Any]:
     """What a benchmark wrote with --out."""
     path = MEASURED / f"{machine}-{benchmark}.json"
     if not path.is_file():
-        raise SystemExit(f"{path} is missing; the benchmark that writes it is in `make measured`")
+        raise SystemExit(
+            f"{path} is missing; `make measured` and `make reliability` say which benchmark writes it"
+        )
     found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return found
 
